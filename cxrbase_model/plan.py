@@ -1,0 +1,255 @@
+"""The training plan: everything a consortium and its hospitals must agree on before a round starts.
+
+A plan is YAML, an ordered list of stages over one model and one data specification, read into frozen dataclasses. It travels to
+the hospitals whole, as its canonical text; its SHA-256 digest names it in every task, reply, checkpoint and report.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
+
+SCHEMA = 1
+
+ENCODERS: dict[str, tuple[int, int, int]] = {  # timm's names without patch and size: width, depth, heads
+    "vit_micro": (128, 6, 4),
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """How each hospital turns its archive into pixels, labels and splits; a cache built to another one is refused."""
+
+    findings: tuple[str, ...] = knob(why="the label vocabulary, in the order of the classifier's outputs")
+    image_size: int = knob(224, unit="pixels", low=16, high=2048, why="side of the square picture the model sees")
+    aspect: str = knob(
+        "pad",
+        choices=("pad", "crop", "shortest", "stretch"),
+        why="pad to a square, crop the centre square, keep the shortest side (crop while training), or stretch",
+    )
+    remove_borders: bool = knob(False, why="cut away black collimation borders before resizing")
+    validation: float = knob(0.1, low=0.0, high=0.5, why="share of the patients kept for choosing the model")
+    test: float = knob(0.2, low=0.0, high=0.5, why="share of the patients kept for the one final test")
+    uncertain: str = knob(
+        "ignore", choices=("ignore", "zeros", "ones", "soft"), why="what an uncertain label counts as; soft is 0.5"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.findings:
+            raise SettingsError("findings: expected at least one finding, found none")
+        if len(set(self.findings)) != len(self.findings):
+            raise SettingsError(f"findings: expected each finding once, found {list(self.findings)}")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The encoder and the light decoder it is pretrained with."""
+
+    encoder: str = knob("vit_small", choices=tuple(ENCODERS), why="width, depth and heads of the ViT encoder")
+    patch_size: int = knob(16, unit="pixels", low=2, high=64, why="side of a square patch; smaller sees finer detail")
+    depth: int | None = knob(None, low=1, high=48, why="number of encoder blocks, where it is not the encoder's own")
+    decoder_width: int = knob(512, low=32, high=2048, why="embedding width of the decoder")
+    decoder_depth: int = knob(2, low=1, high=16, why="decoder blocks; two suffice for radiographs (medical_mae)")
+    decoder_heads: int = knob(8, low=1, high=32, why="attention heads of the decoder")
+
+    def __post_init__(self) -> None:
+        if self.decoder_width % self.decoder_heads:
+            raise SettingsError(
+                f"decoder_heads: expected a divisor of decoder_width {self.decoder_width}, found {self.decoder_heads}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads of the encoder."""
+        width, depth, heads = ENCODERS[self.encoder]
+        return width, self.depth or depth, heads
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Radiograph-safe augmentation, drawn per picture on the training device."""
+
+    crop: float = knob(0.5, low=0.05, high=1.0, why="smallest share of the area that a random resized crop keeps")
+    rotation: float = knob(5.0, unit="degrees", low=0.0, high=45.0, why="largest rotation to either side")
+    contrast: float = knob(0.2, low=0.0, high=0.9, why="largest relative change of contrast and brightness")
+    gamma: float = knob(0.2, low=0.0, high=0.9, why="largest change of log gamma: other detectors and windows")
+    noise: float = knob(0.02, low=0.0, high=0.5, why="largest standard deviation of added noise, of the full range")
+    erase: float = knob(0.0, low=0.0, high=1.0, why="chance that a rectangle is erased: markers and devices")
+    flip: bool = knob(False, why="mirror left and right; off, since the heart has a side and its place is a finding")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up and cosine decay over the stage's global step."""
+
+    lr: float = knob(1.5e-4, low=0.0, high=1.0, why="base learning rate; scaled by batch size / 256")
+    weight_decay: float = knob(0.05, low=0.0, high=1.0, why="decoupled weight decay of matrices, none for norms and biases")
+    beta2: float = knob(0.95, low=0.5, high=0.9999, why="second-moment decay; 0.95 for MAE, 0.999 for fine-tuning")
+    warmup: float = knob(0.05, low=0.0, high=0.9, why="share of the stage's steps in which the rate rises from zero")
+    min_lr: float = knob(0.0, low=0.0, high=1.0, why="share of the peak rate that is left at the end")
+    clip_grad: float | None = knob(None, low=0.0, why="largest global gradient norm of a step, where it is bounded")
+
+
+@dataclass(frozen=True)
+class PretrainStage:
+    """Rounds of self-supervised pretraining by masked autoencoding (He et al. 2022, arXiv 2111.06377)."""
+
+    kind: str = knob("pretrain", choices=("pretrain",), why="names the stage type")
+    name: str = knob("pretrain", why="names the stage in references, reports and files")
+    init: str = knob("random", why="random, previous, stage:NAME or file:PATH (an exported encoder at the server)")
+    rounds: int = knob(10, low=1, high=100_000, why="federated rounds of the stage")
+    local_epochs: float = knob(1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's pictures a round")
+    batch_size: int = knob(64, unit="pictures", low=1, high=65536, why="pictures a step in each hospital")
+    mask_ratio: float = knob(0.9, low=0.05, high=0.98, why="share of patches hidden from the encoder")
+    normalize_targets: bool = knob(True, why="predict patches normalised by their own mean and deviation")
+    optimizer: Optimizer = knob(factory=Optimizer, why="the local optimizer")
+    augmentation: Augmentation = knob(factory=Augmentation, why="local augmentation")
+
+
+@dataclass(frozen=True)
+class FinetuneStage:
+    """Rounds of supervised multi-label fine-tuning with masked binary cross-entropy."""
+
+    kind: str = knob("finetune", choices=("finetune",), why="names the stage type")
+    name: str = knob("finetune", why="names the stage in references, reports and files")
+    init: str = knob("previous", why="random, previous, stage:NAME or file:PATH (an exported encoder at the server)")
+    rounds: int = knob(10, low=1, high=100_000, why="federated rounds of the stage")
+    local_epochs: float = knob(1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's labels a round")
+    batch_size: int = knob(32, unit="pictures", low=1, high=65536, why="pictures a step in each hospital")
+    label_fraction: float = knob(1.0, low=0.0001, high=1.0, why="share of the training patients whose labels are used")
+    layer_decay: float = knob(0.75, low=0.1, high=1.0, why="factor of the learning rate from each block to the one below")
+    drop_path: float = knob(0.1, low=0.0, high=0.9, why="stochastic depth of the last block; rises linearly to it")
+    positive_weight: float = knob(
+        4.0, low=1.0, high=100.0, why="cap on the weight of positives, which is negatives over positives in the hospital"
+    )
+    optimizer: Optimizer = knob(factory=lambda: Optimizer(lr=1e-3, beta2=0.999), why="the local optimizer")
+    augmentation: Augmentation = knob(factory=lambda: Augmentation(crop=0.7), why="local augmentation")
+
+
+@dataclass(frozen=True)
+class EvaluateStage:
+    """One evaluation of finished fine-tuning stages in every hospital, on patients that no training saw."""
+
+    kind: str = knob("evaluate", choices=("evaluate",), why="names the stage type")
+    name: str = knob("evaluate", why="names the stage in references, reports and files")
+    of: tuple[str, ...] = knob((), why="fine-tuning stages to evaluate; empty means all before this one")
+    split: str = knob("test", choices=("validation", "test"), why="which held-out patients")
+
+
+Stage = PretrainStage | FinetuneStage | EvaluateStage
+
+
+@dataclass(frozen=True)
+class Federation:
+    """How hospitals are chosen, waited for, weighed and checked."""
+
+    fraction: float = knob(1.0, low=0.001, high=1.0, why="share of the available hospitals asked in a round")
+    quorum: int = knob(2, unit="hospitals", low=1, high=10_000, why="fewest admitted replies that make a round count")
+    deadline: float = knob(3600.0, unit="seconds", low=1.0, high=604_800.0, why="longest wait for replies of a round")
+    join_deadline: float = knob(600.0, unit="seconds", low=1.0, high=604_800.0, why="longest wait for the quorum to appear")
+    repeats: int = knob(2, low=0, high=100, why="how often a round without quorum is repeated before the run stops")
+    weighting: str = knob("examples", choices=("examples", "uniform"), why="weigh updates by examples, or all alike")
+    max_update_norm: float | None = knob(
+        None, low=0.0, why="largest admitted Euclidean norm of an update; none means that any finite one is admitted"
+    )
+    keep_checkpoints: int = knob(3, low=1, high=10_000, why="committed rounds whose weights stay on disk")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training plan; see the module's docstring."""
+
+    schema: int = knob(why=f"version of the plan's format; {SCHEMA} here", choices=(SCHEMA,))
+    name: str = knob(why="names the run in reports")
+    data: DataSpec = knob(why="pictures, labels and splits")
+    stages: tuple[Stage, ...] = knob(why="what is trained and tested, in order")
+    seed: int = knob(0, low=0, high=2**31 - 1, why="seed of every generator but privacy noise")
+    precision: str = knob("float32", choices=("float32", "bf16"), why="arithmetic of the local training (autocast)")
+    model: ModelSpec = knob(factory=ModelSpec, why="the network")
+    federation: Federation = knob(factory=Federation, why="the round")
+
+    def __post_init__(self) -> None:
+        self._check_model()
+        self._check_stages()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical text, 64 hexadecimal digits."""
+        return digest(self)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; KeyError where there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def _check_model(self) -> None:
+        if self.data.image_size % self.model.patch_size:
+            raise SettingsError(
+                f"model.patch_size: expected a divisor of data.image_size {self.data.image_size}, "
+                f"found {self.model.patch_size}"
+            )
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            raise SettingsError("stages: expected at least one stage, found none")
+        seen: dict[str, Stage] = {}
+        for index, stage in enumerate(self.stages):
+            where = f"stages[{index}]"
+            if stage.name in seen or not stage.name.replace("-", "").replace("_", "").isalnum():
+                raise SettingsError(f"{where}.name: expected a new name of letters, digits, - and _; found {stage.name!r}")
+            if isinstance(stage, EvaluateStage):
+                _check_evaluate(stage, seen, where)
+            else:
+                _check_init(stage.init, seen, where)
+            seen[stage.name] = stage
+
+
+def _check_evaluate(stage: EvaluateStage, seen: dict[str, Stage], where: str) -> None:
+    candidates = [name for name, earlier in seen.items() if isinstance(earlier, FinetuneStage)]
+    for name in stage.of:
+        if name not in candidates:
+            raise SettingsError(f"{where}.of: expected earlier fine-tuning stages ({', '.join(candidates) or 'none yet'}); found {name!r}")
+    if not candidates:
+        raise SettingsError(f"{where}.of: expected a fine-tuning stage before an evaluation, found none")
+
+
+def _check_init(init: str, seen: dict[str, Stage], where: str) -> None:
+    trained = [name for name, earlier in seen.items() if not isinstance(earlier, EvaluateStage)]
+    if init == "random" or init.startswith("file:"):
+        return
+    if init == "previous" and not trained:
+        raise SettingsError(f"{where}.init: expected random or file:PATH in the first stage, found 'previous'")
+    if init != "previous" and init.removeprefix("stage:") not in trained:
+        expected = ["random", "previous", "file:PATH", *(f"stage:{name}" for name in trained)]
+        raise SettingsError(f"{where}.init: expected one of {', '.join(expected)}; found {init!r}")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a plan file; SettingsError names the file, the dotted key, the value and what would be right."""
+    mapping = load_yaml(path)
+    try:
+        return read(Plan, mapping)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def plan_from_text(text: str) -> Plan:
+    """The plan of a canonical text, as it came over the wire; SettingsError where it is none."""
+    try:
+        return read(Plan, json.loads(text))
+    except json.JSONDecodeError:
+        raise SettingsError("plan: expected canonical JSON text") from None
+
+
+def plan_to_text(plan: Plan) -> str:
+    """The canonical text that travels and whose SHA-256 is the plan's digest."""
+    return canonical(plan)

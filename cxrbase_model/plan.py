@@ -253,3 +253,30 @@ def plan_from_text(text: str) -> Plan:
 def plan_to_text(plan: Plan) -> str:
     """The canonical text that travels and whose SHA-256 is the plan's digest."""
     return canonical(plan)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One line of a plan's timeline; `number` counts from 1 over the whole run, `stage_round` from 1 within the stage."""
+
+    number: int
+    stage: Stage
+    stage_round: int
+    stage_rounds: int
+    model_of: str  # the stage whose model is trained or evaluated in this round
+
+
+def timeline(plan: Plan) -> tuple[Round, ...]:
+    """Every round of a plan in order; an evaluation has one round for each model it evaluates."""
+    rounds: list[Round] = []
+    finetuned: list[str] = []
+    for stage in plan.stages:
+        if isinstance(stage, EvaluateStage):
+            models = list(stage.of or finetuned)
+        else:
+            models = [stage.name] * stage.rounds
+        if isinstance(stage, FinetuneStage):
+            finetuned.append(stage.name)
+        for index, model_of in enumerate(models):
+            rounds.append(Round(len(rounds) + 1, stage, index + 1, len(models), model_of))
+    return tuple(rounds)

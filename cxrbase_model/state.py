@@ -1,0 +1,87 @@
+"""Update arithmetic: a state is what travels, an update is the difference a hospital's training made to it.
+
+`State` maps parameter names to float32 tensors on the CPU. Clipping, noise, norm checks and robust rules are all defined on
+updates, so both sides subtract and add with the functions here and compare digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def state_of(module: nn.Module) -> State:
+    """A copy of everything in the module that travels: parameters and persistent buffers, float32 on the CPU."""
+    return {
+        name: tensor.detach().to(device="cpu", dtype=torch.float32, copy=True)
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state into a module; ValueError where names or shapes differ."""
+    own = module.state_dict()
+    problem = mismatch(state, own)
+    if problem:
+        raise ValueError(f"state does not fit the model: {problem}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def subtract(local: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> State:
+    """The update `local - reference`, tensor by tensor."""
+    return {name: local[name] - reference[name] for name in reference}
+
+
+def add(reference: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> State:
+    """The state `reference + update`, tensor by tensor."""
+    return {name: reference[name] + update[name] for name in reference}
+
+
+def with_prefix(state: Mapping[str, Tensor], prefix: str) -> State:
+    """The part of a state whose names start with a prefix, such as `encoder.`; names are kept."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def mismatch(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> str | None:
+    """What makes a state differ in names or shapes from a reference: `names`, `shapes`, or None where they agree."""
+    if state.keys() != reference.keys():
+        return "names"
+    if any(state[name].shape != reference[name].shape for name in reference):
+        return "shapes"
+    return None
+
+
+def is_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether every number of a state is finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+
+
+def norm(state: Mapping[str, Tensor]) -> float:
+    """The Euclidean norm over all tensors, summed in float64."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))
+
+
+def byte_size(state: Mapping[str, Tensor]) -> int:
+    """Bytes of a state in its own precision."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 bytes in name order; 64 hexadecimal digits."""
+    hasher = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to(device="cpu", dtype=torch.float32).contiguous()
+        hasher.update(json.dumps([name, list(tensor.shape)]).encode())
+        hasher.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+    return hasher.hexdigest()
+
+

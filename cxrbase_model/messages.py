@@ -84,13 +84,17 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work for one hospital; `kind` is describe, pretrain, finetune or evaluate."""
+    """One piece of work for one hospital; `kind` is describe, pretrain, finetune or evaluate.
+
+    `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation.
+    """
 
     kind: str
     run: str
     round: int
     stage: str
     stage_round: int
+    model: str
     plan_text: str
     plan_digest: str
     state_digest: str = ""

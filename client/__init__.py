@@ -1,0 +1,1 @@
+"""What runs inside a hospital: its archive, its cache, its policy and the one door through which anything leaves."""

@@ -1,0 +1,101 @@
+"""The Flower ClientApp: decode, call, encode. It answers codes, never texts.
+
+Flower sends an exception's text to the server, so nothing may be raised past `answer`: whatever goes wrong is written to the
+hospital's own log and leaves as a code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.dataset import Cache, CacheError
+from client.policy import Refused
+from client.release import refusal
+from client.site import Site, read_site
+from client.work import describe, evaluate, train
+from cxrbase_model.engine import Runtime, TrainingDiverged
+from cxrbase_model.messages import Code, Reply, Task, WireError, reply_to_message, task_from_message
+from cxrbase_model.plan import plan_from_text
+from cxrbase_model.settings import SettingsError
+
+log = logging.getLogger("cxrbase.client")
+
+_UNKNOWN_SITE = "unknown"
+
+
+def answer(task: Task, site: Site) -> Reply:
+    """Do a task and return what may leave; every failure becomes a code."""
+    try:
+        return _perform(task, site)
+    except Refused as refused:
+        code = refused.code
+    except CacheError:
+        code = Code.CACHE_MISSING
+        log.exception("round %d: the cache cannot be opened", task.round)
+    except TrainingDiverged:
+        code = Code.DIVERGED
+    except (torch.OutOfMemoryError, MemoryError):
+        code = Code.OUT_OF_MEMORY
+    except Exception:
+        code = Code.FAILED
+        log.exception("round %d: the task failed", task.round)
+    log.warning("round %d: answered %s", task.round, code.value)
+    return refusal(site.site, task, code)
+
+
+def _perform(task: Task, site: Site) -> Reply:
+    cache = Cache.open(site.cache_folder)
+    if task.kind == "describe":
+        return describe(task, site, cache)
+    if task.kind not in ("pretrain", "finetune", "evaluate"):
+        raise Refused(Code.TASK_UNKNOWN)
+    runtime = _runtime(task, site)
+    return evaluate(task, site, cache, runtime) if task.kind == "evaluate" else train(task, site, cache, runtime)
+
+
+def _runtime(task: Task, site: Site) -> Runtime:
+    torch.set_num_threads(site.compute.threads)
+    name = site.compute.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return Runtime(device=torch.device(name), precision=plan_from_text(task.plan_text).precision)
+
+
+def make_app(site_file: Callable[[Context], Path]) -> ClientApp:
+    """A ClientApp that finds its hospital's SITE.yaml by `site_file`; simulation and deployment differ in nothing else."""
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            task = task_from_message(message)
+        except WireError as error:
+            return reply_to_message(_no_task(error.code), message)
+        try:
+            site = read_site(site_file(context))
+        except (SettingsError, OSError):
+            log.exception("the site file cannot be used")
+            return reply_to_message(refusal(_UNKNOWN_SITE, task, Code.SITE_INVALID), message)
+        return reply_to_message(answer(task, site), message)
+
+    app.query()(handle)
+    app.train()(handle)
+    app.evaluate()(handle)
+    return app
+
+
+def _no_task(code: Code) -> Reply:
+    return Reply(site=_UNKNOWN_SITE, kind="", round=-1, stage="", plan_digest="", code=code)
+
+
+def _deployed_site(context: Context) -> Path:
+    """The SITE.yaml named on the hospital's own SuperNode command line, the one channel the operator does not control."""
+    return Path(str(context.node_config["site"]))
+
+
+app = make_app(_deployed_site)

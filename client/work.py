@@ -1,0 +1,175 @@
+"""The work behind each kind of task: cache rows to batches, the engine, and an update or an evaluation out of the door."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.dataset import Cache, batches
+from client.policy import Refused, Work, check_plan, check_task
+from client.release import description, evaluated, trained
+from client.site import Site
+from cxrbase_model.classifier import Classifier, build_classifier
+from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, predict, pretrain, pretrain_loss
+from cxrbase_model.mae import MaskedAutoencoder, build_autoencoder
+from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.metrics import auroc, evaluate_scores
+from cxrbase_model.plan import EvaluateStage, FinetuneStage, PretrainStage
+from cxrbase_model.seeds import derive_seed
+from cxrbase_model.state import load_state, state_of, subtract
+
+_EVALUATION_BATCH = 64
+
+
+def describe(task: Task, site: Site, cache: Cache) -> Reply:
+    """Tell the consortium what this hospital can contribute, in bucketed counts."""
+    plan = check_plan(task)
+    if cache.spec != plan.data:
+        raise Refused(Code.CACHE_MISMATCH)
+    return description(site.site, task, cache, site.minimum_cell)
+
+
+def train(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
+    """One round of local training from the global weights; the update is what it changed."""
+    work = _open(task, cache)
+    if isinstance(work.stage, PretrainStage):
+        return _pretrain(task, work, work.stage, site, cache, runtime)
+    if isinstance(work.stage, FinetuneStage):
+        return _finetune(task, work, work.stage, site, cache, runtime)
+    raise Refused(Code.TASK_UNKNOWN)
+
+
+def evaluate(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
+    """AUROC and its relatives of the global classifier on this hospital's held-out patients."""
+    started = time.monotonic()
+    work = _open(task, cache)
+    if not isinstance(work.stage, EvaluateStage) or not isinstance(work.model_stage, FinetuneStage):
+        raise Refused(Code.TASK_UNKNOWN)
+    rows = labelled(cache, cache.rows(work.stage.split))
+    if len(rows) == 0:
+        raise Refused(Code.NO_LABELS)
+    model = build_classifier(work.plan, work.model_stage)
+    load_state(model, work.state)
+    scores = predict(model, _pictures(cache, rows), runtime).numpy()
+    evaluation = evaluate_scores(
+        scores, cache.labels[rows], cache.patients[rows], cache.spec.findings,
+        seed=derive_seed(work.plan.seed, "bootstrap", site.site), minimum_cell=site.minimum_cell,
+    )  # fmt: skip
+    return evaluated(site.site, task, evaluation, examples=len(rows), seconds=time.monotonic() - started)
+
+
+def labelled(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows that have at least one known label."""
+    return rows[np.isfinite(cache.labels[rows]).any(axis=1)]
+
+
+def labelled_share(cache: Cache, rows: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
+    """The labelled rows of a seeded share of the patients; the same share of the same cache is the same rows.
+
+    Patients are drawn, not pictures, and at least one; a smaller share is always part of a larger one.
+    """
+    rows = labelled(cache, rows)
+    patients = np.unique(cache.patients[rows])
+    order = np.random.default_rng(seed).permutation(len(patients))
+    chosen = patients[order[: max(1, math.ceil(fraction * len(patients)))]]
+    return rows[np.isin(cache.patients[rows], chosen)]
+
+
+def positive_weights(labels_NC: NDArray[np.float32], cap: float) -> Tensor:
+    """The weight of positives per finding: negatives over positives among the known, from 1 to the cap."""
+    positives, negatives = (labels_NC >= 0.5).sum(axis=0), (labels_NC < 0.5).sum(axis=0)
+    return torch.from_numpy(np.clip(negatives / np.maximum(positives, 1), 1.0, cap).astype(np.float32))
+
+
+def _open(task: Task, cache: Cache) -> Work:
+    work = check_task(task)
+    if cache.spec != work.plan.data:
+        raise Refused(Code.CACHE_MISMATCH)
+    return work
+
+
+def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
+    rows = cache.rows("train")
+    if len(rows) == 0:
+        raise Refused(Code.NO_PICTURES)
+    model = build_autoencoder(work.plan)
+    _load(model, work)
+    seed = derive_seed(work.plan.seed, "train", task.round, site.site)
+    held_out = _validation_loss(model, stage, site, cache, work, runtime)
+    stream = (images for images, _ in batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs))
+    result = pretrain(model, stream, stage, _progress(stage, task, len(rows)), seed, runtime)
+    return _reply(task, site, work, model, result, {"validation_loss": held_out})
+
+
+def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
+    share_seed = derive_seed(work.plan.seed, "label-share", site.site)
+    rows = labelled_share(cache, cache.rows("train"), stage.label_fraction, share_seed)
+    if len(rows) == 0:
+        raise Refused(Code.NO_LABELS)
+    model = build_classifier(work.plan, stage)
+    _load(model, work)
+    seed = derive_seed(work.plan.seed, "train", task.round, site.site)
+    held_out = _validation_auroc(model, cache, runtime)
+    stream = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
+    weights = positive_weights(cache.labels[rows], stage.positive_weight)
+    result = finetune(model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime)
+    return _reply(task, site, work, model, result, {"validation_auroc": held_out})
+
+
+def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:
+    try:
+        load_state(model, work.state)
+    except ValueError:
+        raise Refused(Code.STATE_INVALID) from None
+
+
+def _progress(stage: PretrainStage | FinetuneStage, task: Task, examples: int) -> Progress:
+    steps = max(1, math.ceil(examples * stage.local_epochs / stage.batch_size))
+    return Progress(first_step=(task.stage_round - 1) * steps, total_steps=stage.rounds * steps)
+
+
+def _reply(
+    task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, result: LocalResult,
+    metrics: dict[str, float],
+) -> Reply:  # fmt: skip
+    update = subtract(state_of(model), work.state)
+    return trained(
+        site.site, task, update, examples=result.examples, steps=result.steps, loss=result.loss,
+        seconds=result.seconds, metrics=metrics,
+    )  # fmt: skip
+
+
+def _pictures(cache: Cache, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+    for start in range(0, len(rows), _EVALUATION_BATCH):
+        yield torch.from_numpy(cache.pixels(rows[start : start + _EVALUATION_BATCH]))
+
+
+def _validation_loss(
+    model: MaskedAutoencoder, stage: PretrainStage, site: Site, cache: Cache, work: Work, runtime: Runtime
+) -> float:
+    """The loss of the weights that arrived on held-out pictures, with the same masks in every round."""
+    rows = cache.rows("validation")
+    if len(rows) == 0:
+        return math.nan
+    return pretrain_loss(model, _pictures(cache, rows), stage, derive_seed(work.plan.seed, "masks", site.site), runtime)
+
+
+def _validation_auroc(model: Classifier, cache: Cache, runtime: Runtime) -> float:
+    """The mean AUROC of the weights that arrived over the findings that have both classes in the validation split."""
+    rows = labelled(cache, cache.rows("validation"))
+    if len(rows) == 0:
+        return math.nan
+    scores, labels = predict(model, _pictures(cache, rows), runtime).numpy(), cache.labels[rows]
+    values = []
+    for column in range(labels.shape[1]):
+        known = np.isfinite(labels[:, column])
+        targets = labels[known, column] >= 0.5
+        if targets.any() and not targets.all():
+            values.append(auroc(scores[known, column], targets.astype(np.float32)))
+    return float(np.mean(values)) if values else math.nan

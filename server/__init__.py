@@ -1,0 +1,1 @@
+"""The consortium's side: rounds, admission, aggregation, the run directory and its report."""

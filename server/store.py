@@ -1,0 +1,213 @@
+"""The run directory: a commit is one rename, so readers see a whole round or none.
+
+    plan.yaml                       the resolved plan
+    run.json                        name, plan digest, seed, versions, sessions
+    rounds.jsonl                    one record a committed round
+    checkpoints/round-00007/        record.json, and state.safetensors where the round trained
+    stages/NAME.safetensors         the final weights of each finished stage
+    tensorboard/, report.json, report.html, export/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from cxrbase_model.codec import CodecError, pack, unpack
+from cxrbase_model.plan import Plan, read_plan
+from cxrbase_model.settings import SettingsError, to_mapping
+from cxrbase_model.state import State
+
+SCHEMA = 1
+_PACKAGES = ("torch", "timm", "flwr", "pydicom", "numpy", "cxrbase")
+
+
+class StoreError(RuntimeError):
+    """The run directory cannot be used; the message says what is there and what to do."""
+
+
+class RunStore:
+    """One run on disk. `create` starts one, `resume` goes on with one; both return it ready for the next commit."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+
+    @classmethod
+    def create(cls, folder: Path, plan: Plan) -> RunStore:
+        """Start a new run in an empty or missing folder; StoreError where a run is there already."""
+        if (folder / "run.json").exists():
+            raise StoreError(f"{folder}: holds a run already; go on with it by --resume, or name another folder")
+        for name in ("checkpoints", "stages"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        store = cls(folder, plan)
+        write_atomic(folder / "plan.yaml", yaml.safe_dump(to_mapping(plan), sort_keys=False).encode())
+        store._write_run({
+            "schema": SCHEMA,
+            "name": plan.name,
+            "plan_digest": plan.digest,
+            "seed": plan.seed,
+            "versions": {"python": platform.python_version()} | _versions(),
+            "started": _now(),
+            "sessions": [{"started": _now(), "from_round": 0}],
+        })
+        return store
+
+    @classmethod
+    def resume(cls, folder: Path, plan: Plan | None = None) -> RunStore:
+        """Go on with a run; StoreError where there is none, or it was started with another plan."""
+        if not (folder / "run.json").exists():
+            raise StoreError(f"{folder}: holds no run to resume; start one without --resume")
+        try:
+            own = read_plan(folder / "plan.yaml")
+        except SettingsError as error:
+            raise StoreError(str(error)) from None
+        if plan is not None and plan.digest != own.digest:
+            raise StoreError(
+                f"{folder}: was started with plan {own.digest[:12]}, found {plan.digest[:12]}; "
+                "resume with the plan it was started with, or name another folder"
+            )
+        store = cls(folder, own)
+        store._repair()
+        run = store.run
+        run["sessions"].append({"started": _now(), "from_round": store.next_round})
+        store._write_run(run)
+        return store
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The content of run.json."""
+        content: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return content
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of all committed rounds, in order."""
+        path = self.folder / "rounds.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    @property
+    def next_round(self) -> int:
+        """The number of the first round that is not committed; 0 is the description of the hospitals."""
+        records = self.records()
+        return records[-1]["round"] + 1 if records else 0
+
+    def commit(self, record: Mapping[str, Any], state: Mapping[str, Tensor] | None, *, ends_stage: bool) -> None:
+        """Make one round permanent: record and weights appear together or not at all."""
+        final = self._checkpoint(record["round"])
+        draft = final.with_name(f".{final.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        _write_synced(draft / "record.json", _line({**record, "ends_stage": ends_stage}))
+        if state is not None:
+            _write_synced(draft / "state.safetensors", pack(state))
+        _sync_folder(draft)
+        draft.rename(final)
+        _sync_folder(final.parent)
+        self._publish(final)
+        self._prune()
+
+    def state(self, round_number: int) -> State:
+        """The weights that a round left; StoreError where its checkpoint is gone or unreadable."""
+        return _read_state(self._checkpoint(round_number) / "state.safetensors")
+
+    def stage_state(self, stage: str) -> State:
+        """The final weights of a finished stage."""
+        return _read_state(self.folder / "stages" / f"{stage}.safetensors")
+
+    def _checkpoint(self, round_number: int) -> Path:
+        return self.folder / "checkpoints" / f"round-{round_number:05d}"
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("round-*"))
+
+    def _publish(self, checkpoint: Path) -> None:
+        """Bring the files that are derived from a committed checkpoint up to date; safe to repeat."""
+        record = json.loads((checkpoint / "record.json").read_text(encoding="utf-8"))
+        weights = checkpoint / "state.safetensors"
+        if record.pop("ends_stage") and weights.exists():
+            write_atomic(self.folder / "stages" / f"{record['stage']}.safetensors", weights.read_bytes())
+        if record["round"] >= self.next_round:
+            with (self.folder / "rounds.jsonl").open("ab") as file:
+                file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _repair(self) -> None:
+        """Undo what a kill left behind: a torn last line, a draft, a commit that was not yet published."""
+        path = self.folder / "rounds.jsonl"
+        if path.exists():
+            data = path.read_bytes()
+            if not data.endswith(b"\n"):
+                write_atomic(path, data[: data.rfind(b"\n") + 1])
+        for draft in (self.folder / "checkpoints").glob(".*.draft"):
+            shutil.rmtree(draft)
+        for checkpoint in self._checkpoints():
+            self._publish(checkpoint)
+
+    def _prune(self) -> None:
+        for checkpoint in self._checkpoints()[: -self.plan.federation.keep_checkpoints]:
+            shutil.rmtree(checkpoint)
+
+    def _write_run(self, content: Mapping[str, Any]) -> None:
+        write_atomic(self.folder / "run.json", json.dumps(content, indent=2).encode() + b"\n")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    _write_synced(draft, data)
+    draft.rename(path)
+    _sync_folder(path.parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_state(path: Path) -> State:
+    try:
+        return unpack(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(f"{path}: the weights are not there; was the run directory changed by hand?") from None
+    except CodecError as error:
+        raise StoreError(f"{path}: {error}") from None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""Many hospitals on one machine, for researchers; never shipped to a hospital."""

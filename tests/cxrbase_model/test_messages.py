@@ -1,0 +1,72 @@
+"""Tasks and replies survive the wire; anything else becomes a code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+from cxrbase_model.messages import (
+    MEANING,
+    Code,
+    Reply,
+    Task,
+    WireError,
+    reply_from_message,
+    reply_to_message,
+    task_from_message,
+    task_to_message,
+)
+
+TASK = Task("pretrain", "run", 3, "mae", 3, "mae", "{}", "d" * 64, "e" * 64, b"\x00\x01weights")
+REPLY = Reply("north", "pretrain", 3, "mae", "d" * 64, None, 10, 2, 0.5, 1.25, {"validation_loss": 0.4}, update=b"update")
+
+
+def sent(task: Task) -> Message:
+    message = task_to_message(task, 7, ttl=60)
+    message.metadata.__dict__["_message_id"] = "1"
+    return message
+
+
+def test_a_task_arrives_as_it_was_sent() -> None:
+    assert task_from_message(sent(TASK)) == TASK
+    assert task_from_message(sent(replace(TASK, state=b""))) == replace(TASK, state=b"")
+
+
+@pytest.mark.parametrize("reply", [REPLY, replace(REPLY, code=Code.NO_LABELS, update=b"", loss=None)])
+def test_a_reply_arrives_as_it_was_sent(reply: Reply) -> None:
+    assert reply_from_message(reply_to_message(reply, sent(TASK))) == reply
+
+
+def wire_code(records: RecordDict) -> Code:
+    with pytest.raises(WireError) as caught:
+        reply_from_message(Message(records, reply_to=sent(TASK)))
+    return caught.value.code
+
+
+def config(**changes: object) -> RecordDict:
+    header = {name: value for name, value in vars(REPLY).items() if name != "update"} | changes
+    return RecordDict({"cxrbase": ConfigRecord({"protocol": 1, "header": json.dumps(header)})})
+
+
+def test_what_is_no_reply_of_this_protocol_is_refused_by_code() -> None:
+    assert wire_code(RecordDict()) == Code.MALFORMED
+    assert wire_code(RecordDict({"cxrbase": ConfigRecord({"protocol": 2, "header": "{}"})})) == Code.PROTOCOL
+    assert wire_code(RecordDict({"cxrbase": ConfigRecord({"protocol": 1, "header": "["})})) == Code.MALFORMED
+    assert wire_code(config(code="WHATEVER")) == Code.MALFORMED
+    assert wire_code(config(examples="many")) == Code.MALFORMED
+    assert wire_code(config(examples=True)) == Code.MALFORMED
+    assert wire_code(config(extra=1)) == Code.MALFORMED
+
+
+def test_flowers_own_error_text_is_never_read() -> None:
+    failed = Message(Error(code=0, reason="/archive/DOE^JANE.dcm"), reply_to=sent(TASK))
+    with pytest.raises(WireError) as caught:
+        reply_from_message(failed)
+    assert str(caught.value) == "NO_REPLY"
+
+
+def test_every_code_has_a_meaning() -> None:
+    assert set(MEANING) == set(Code)

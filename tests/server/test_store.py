@@ -1,0 +1,107 @@
+"""A commit is there whole or not at all, whatever is killed when."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cxrbase_model.plan import Plan
+from cxrbase_model.settings import read
+from cxrbase_model.state import State
+from server.store import RunStore, StoreError
+
+
+def plan(**changes: Any) -> Plan:
+    mapping: dict[str, Any] = {
+        "schema": 1,
+        "name": "test",
+        "data": {"findings": ["Nodule"], "image_size": 32},
+        "model": {"encoder": "vit_micro", "patch_size": 8},
+        "stages": [{"kind": "pretrain", "name": "mae", "rounds": 9}],
+        "federation": {"keep_checkpoints": 2},
+    }
+    return read(Plan, mapping | changes)
+
+
+def state(value: float) -> State:
+    return {"encoder.w": torch.full((4,), value)}
+
+
+def commit(store: RunStore, number: int, *, ends: bool = False) -> None:
+    store.commit({"round": number, "stage": "mae"}, state(number), ends_stage=ends)
+
+
+def test_a_committed_round_is_read_back(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 0)
+    commit(store, 1)
+    assert [record["round"] for record in store.records()] == [0, 1]
+    assert store.next_round == 2
+    assert torch.equal(store.state(1)["encoder.w"], state(1)["encoder.w"])
+    assert store.run["plan_digest"] == plan().digest
+
+
+def test_only_the_newest_checkpoints_keep_their_weights(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    for number in range(5):
+        commit(store, number)
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["round-00003", "round-00004"]
+    assert len(store.records()) == 5
+    with pytest.raises(StoreError, match="not there"):
+        store.state(1)
+
+
+def test_the_final_weights_of_a_stage_outlive_its_checkpoints(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 1, ends=True)
+    for number in range(2, 6):
+        commit(store, number)
+    assert torch.equal(store.stage_state("mae")["encoder.w"], state(1)["encoder.w"])
+
+
+def test_a_kill_between_the_rename_and_the_record_loses_nothing(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 0)
+    commit(store, 1, ends=True)
+    lines = (tmp_path / "run/rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run/rounds.jsonl").write_bytes(lines[0])
+    (tmp_path / "run/stages/mae.safetensors").unlink()
+    again = RunStore.resume(tmp_path / "run", plan())
+    assert again.next_round == 2
+    assert torch.equal(again.stage_state("mae")["encoder.w"], state(1)["encoder.w"])
+
+
+def test_a_torn_last_line_and_a_draft_are_cleared_away(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 0)
+    commit(store, 1)
+    path = tmp_path / "run/rounds.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    draft = tmp_path / "run/checkpoints/.round-00002.draft"
+    draft.mkdir()
+    (draft / "state.safetensors").write_bytes(b"half")
+    again = RunStore.resume(tmp_path / "run", plan())
+    assert [record["round"] for record in again.records()] == [0, 1]
+    assert not draft.exists()
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_another_plan(tmp_path: Path) -> None:
+    RunStore.create(tmp_path / "run", plan())
+    with pytest.raises(StoreError, match="--resume"):
+        RunStore.create(tmp_path / "run", plan())
+    with pytest.raises(StoreError, match="started with plan"):
+        RunStore.resume(tmp_path / "run", plan(seed=3))
+    with pytest.raises(StoreError, match="no run to resume"):
+        RunStore.resume(tmp_path / "other")
+
+
+def test_each_session_is_written_down(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 0)
+    RunStore.resume(tmp_path / "run")
+    sessions = json.loads((tmp_path / "run/run.json").read_text())["sessions"]
+    assert [session["from_round"] for session in sessions] == [0, 1]

@@ -1,0 +1,146 @@
+"""Where pictures come from: a source lists items, an item is read in a worker process.
+
+A source never opens a picture while it lists; what it knows of a file is its size and when it changed, so that an archive
+that was ingested before is listed in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from client.archive.reasons import Excluded, Reason
+
+
+class SourceLost(OSError):
+    """The archive as a whole is not there: unplugged, unmounted or never there. Says which setting to look at, not what was read."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a CSV beside the pictures says of one, for pictures without a DICOM header; empty where it says nothing."""
+
+    patient: str
+    view: str = ""  # AP, PA, LATERAL, ... as in (0018,5101) View Position
+    sex: str = ""
+    age: str = ""  # in years
+    scanner: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of an archive, or one member of a zip file.
+
+    `key` names it in the hospital's manifest and is the same in each listing, such as the path below the archive's top; a zip's
+    member is `archive.zip!member`. `changed` is a time in nanoseconds, or any number that is another one for another content.
+    """
+
+    key: str
+    size: int
+    changed: int
+    path: Path
+    member: str = ""
+    facts: Facts | None = None
+
+    def read(self, limit: int) -> bytes:
+        """The bytes; Excluded(TOO_LARGE) above `limit` bytes, whatever size was declared; OSError where it cannot be read."""
+        if self.size > limit:
+            raise Excluded(Reason.TOO_LARGE)
+        data = self._read_member(limit) if self.member else self._read_file(limit)
+        if len(data) > limit:
+            raise Excluded(Reason.TOO_LARGE)
+        return data
+
+    def _read_file(self, limit: int) -> bytes:
+        with self.path.open("rb") as file:
+            return file.read(limit + 1)
+
+    def _read_member(self, limit: int) -> bytes:
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+                return file.read(limit + 1)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, EOFError, zipfile.zlib.error):
+            raise Excluded(Reason.UNREADABLE) from None  # RuntimeError: the member wants a password
+
+
+class Source(Protocol):
+    """An archive that can be listed."""
+
+    def items(self) -> Iterator[Item]:
+        """Every file, in any order; SourceLost where the archive is not there."""
+        ...
+
+    def present(self) -> bool:
+        """Whether the archive is still there; asked when a file of it cannot be read."""
+        ...
+
+
+class DicomTree:
+    """Every file below a folder, whatever its name, and the members of its zip files; links are followed, loops are not."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+
+    def items(self) -> Iterator[Item]:
+        """Every regular file and zip member; SourceLost where the top is not there."""
+        if self.top.is_file():
+            yield from _file_items(self.top, self.top.name)
+            return
+        if not self.present():
+            raise SourceLost(f"archive.path: {self.top} is not there or cannot be listed; is it plugged in and mounted?")
+        for path in walk(self.top):
+            yield from _file_items(path, path.relative_to(self.top).as_posix())
+
+    def present(self) -> bool:
+        """Whether the top can still be listed."""
+        try:
+            return self.top.is_file() or any(True for _ in os.scandir(self.top)) or self.top.is_dir()
+        except OSError:
+            return False
+
+
+def walk(top: Path) -> Iterator[Path]:
+    """Regular files below a folder, each real folder entered once."""
+    seen = set()
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=_listing_failed):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder, name) for name in files)
+
+
+def _listing_failed(error: OSError) -> None:
+    raise SourceLost(f"archive: a folder of it cannot be listed ({error.strerror}); is it plugged in, mounted and readable?")
+
+
+def _file_items(path: Path, key: str) -> Iterator[Item]:
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link, or gone since it was listed
+        return
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if path.suffix.lower() == ".zip":
+        yield from _zip_items(path, key, status)
+    else:
+        yield Item(key, status.st_size, status.st_mtime_ns, path)
+
+
+def _zip_items(path: Path, key: str, status: os.stat_result) -> Iterator[Item]:
+    """The members of a zip file; the file itself where it is none, to be excluded as unreadable."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        yield Item(key, status.st_size, status.st_mtime_ns, path)
+        return
+    for member in members:
+        if not member.is_dir():
+            yield Item(f"{key}!{member.filename}", member.file_size, member.CRC, path, member.filename)

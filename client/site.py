@@ -1,0 +1,184 @@
+"""SITE.yaml: what a hospital says about itself. Its archive, its labels, its private folder and what it lets a training use.
+
+Relative paths are relative to the file they are written in. The file never leaves the hospital; of all it says only `site`,
+the public name, does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxrbase_model.settings import SettingsError, knob, load_yaml, read
+
+SCHEMA = 1
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class DicomArchive:
+    """A tree of DICOM files, however nested and named, zip files among them."""
+
+    kind: str = knob("dicom", choices=("dicom",), why="names the type of archive")
+    path: Path = knob(why="the top folder, or one .zip file")
+    patient: str = knob(
+        "id",
+        choices=("id", "study"),
+        why="what tells patients apart: (0010,0020) Patient ID, or the study in archives whose IDs were blanked",
+    )
+
+
+@dataclass(frozen=True)
+class FolderArchive:
+    """Pictures with one CSV: `image` (path below the folder), `patient_id`, and where known `view`, `sex`, `age`, findings."""
+
+    kind: str = knob("folder", choices=("folder",), why="names the type of archive")
+    path: Path = knob(why="the folder that holds the CSV and the pictures")
+    table: str = knob("labels.csv", why="the CSV in that folder")
+
+
+@dataclass(frozen=True)
+class NihArchive:
+    """NIH ChestX-ray14 as published: Data_Entry_2017*.csv and pictures in images*/ folders."""
+
+    kind: str = knob("nih", choices=("nih",), why="names the type of archive")
+    path: Path = knob(why="the folder that holds Data_Entry_2017*.csv")
+
+
+@dataclass(frozen=True)
+class ChexpertArchive:
+    """CheXpert as published: train.csv, valid.csv and the pictures they name; 1, 0, -1 and blank labels."""
+
+    kind: str = knob("chexpert", choices=("chexpert",), why="names the type of archive")
+    path: Path = knob(why="the folder that holds train.csv")
+
+
+@dataclass(frozen=True)
+class MimicArchive:
+    """MIMIC-CXR-JPG as published: files/p10/..., the metadata table and the CheXpert-labeller table."""
+
+    kind: str = knob("mimic", choices=("mimic",), why="names the type of archive")
+    path: Path = knob(why="the folder that holds files/ and mimic-cxr-2.0.0-*.csv(.gz)")
+
+
+@dataclass(frozen=True)
+class VindrArchive:
+    """VinDr-CXR as published: train/ and test/ DICOM files, image-level labels in annotations/."""
+
+    kind: str = knob("vindr", choices=("vindr",), why="names the type of archive")
+    path: Path = knob(why="the folder that holds annotations/, train/ and test/")
+
+
+@dataclass(frozen=True)
+class PadchestArchive:
+    """PadChest as published: the labels CSV and 16-bit PNG pictures, in numbered folders or zip files."""
+
+    kind: str = knob("padchest", choices=("padchest",), why="names the type of archive")
+    path: Path = knob(why="the folder that holds PADCHEST_chest_x_ray_images_labels_*.csv(.gz)")
+
+
+@dataclass(frozen=True)
+class RsnaArchive:
+    """RSNA Pneumonia Detection Challenge as published: stage_2_*.csv and DICOM files."""
+
+    kind: str = knob("rsna", choices=("rsna",), why="names the type of archive")
+    path: Path = knob(why="the folder that holds stage_2_train_labels.csv")
+
+
+Archive = (
+    DicomArchive
+    | FolderArchive
+    | NihArchive
+    | ChexpertArchive
+    | MimicArchive
+    | VindrArchive
+    | PadchestArchive
+    | RsnaArchive
+)
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How the hospital writes its labels down. Archives of public layouts bring their own file and marks."""
+
+    file: Path | None = knob(None, why="CSV of labels; none where the archive brings its own, or has none")
+    key: str = knob("sop_instance_uid", why="the column that names the picture")
+    by: str = knob(
+        "uid",
+        choices=("uid", "accession", "file"),
+        why="what that column holds: SOP Instance UID, Accession Number, or the file's name or path in the archive",
+    )
+    listed: str = knob("findings", why="the column that lists findings; a file without it has one column per finding")
+    separator: str = knob("|", why="what parts the findings of such a list")
+    doubt: str = knob("?", why="what ends an uncertain finding in such a list")
+    names: dict[str, str] = knob(factory=dict, why="the hospital's names of findings to the plan's, where they differ")
+    ignore: tuple[str, ...] = knob((), why="columns and findings of the file that are not to be learned")
+    positive: tuple[str, ...] = knob(("1", "p", "pos", "positive", "y", "yes", "true"), why="cells that say present")
+    negative: tuple[str, ...] = knob(("0", "n", "neg", "negative", "no", "false"), why="cells that say absent")
+    uncertain: tuple[str, ...] = knob(("-1", "u", "uncertain", "?"), why="cells that say uncertain")
+    missing: tuple[str, ...] = knob(("", "nan", "na", "n/a", "none"), why="cells that say nothing")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a training may use of the hospital's machine."""
+
+    device: str = knob("auto", why="auto, cpu, cuda or cuda:N")
+    threads: int = knob(1, low=1, high=256, why="CPU threads of the training; results are equal only for equal numbers")
+    workers: int = knob(2, low=1, high=256, unit="processes", why="processes that read the archive")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may cost; a file that wants more is excluded, so that none can stop the ingest."""
+
+    seconds: int = knob(60, unit="seconds", low=1, high=3600, why="longest time to read, decode and resize one file")
+    memory: int = knob(2048, unit="MiB", low=128, high=1 << 20, why="memory for one file")
+    file: int = knob(512, unit="MiB", low=1, high=1 << 20, why="largest file")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hospital's own settings; see the module's docstring."""
+
+    schema: int = knob(why=f"version of the file's format; {SCHEMA} here", choices=(SCHEMA,))
+    site: str = knob(why="the public name: letters, digits, - and _")
+    archive: Archive = knob(why="where the pictures are")
+    labels: LabelSettings = knob(factory=LabelSettings, why="how labels are written")
+    rules: Path | None = knob(None, why="file of rules that override which pictures are used")
+    private: Path = knob(Path("private"), why="folder of the cache, the manifest, the secret and the ledger; owner only")
+    minimum_cell: int = knob(5, low=1, high=1000, why="smallest count that may leave; smaller ones are put in a bucket")
+    compute: Compute = knob(factory=Compute, why="what a training may use")
+    limits: Limits = knob(factory=Limits, why="what one file may cost")
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.site):
+            raise SettingsError(f"site: expected 1 to 64 letters, digits, - and _, found {self.site!r}")
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of the training cache."""
+        return self.private / "cache"
+
+
+def read_site(path: Path) -> Site:
+    """Read and check a SITE.yaml, its paths made absolute; SettingsError names the file, the dotted key and what would be right."""
+    mapping = load_yaml(path)
+    try:
+        site = read(Site, mapping)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return resolve(site, path.resolve().parent)
+
+
+def resolve(site: Site, home: Path) -> Site:
+    """The same settings, every relative path below `home`."""
+    labels = site.labels if site.labels.file is None else dataclasses.replace(site.labels, file=home / site.labels.file)
+    archive = site.archive
+    if hasattr(archive, "path"):
+        archive = dataclasses.replace(archive, path=home / archive.path)
+    rules = None if site.rules is None else home / site.rules
+    return dataclasses.replace(site, archive=archive, labels=labels, rules=rules, private=home / site.private)

@@ -7,7 +7,9 @@ hospital's own log and leaves as a code.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import logging.handlers
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,14 +27,18 @@ from cxrbase_model.plan import plan_from_text
 from cxrbase_model.settings import SettingsError
 
 log = logging.getLogger("cxrbase.client")
+log.setLevel(logging.INFO)
 
 _UNKNOWN_SITE = "unknown"
+_LOG_BYTES = 1 << 20
 
 
 def answer(task: Task, site: Site) -> Reply:
     """Do a task and return what may leave; every failure becomes a code."""
     try:
-        return _perform(task, site)
+        reply = _perform(task, site)
+        log.info("round %d: %s done, %d bytes of update leave", task.round, task.kind, len(reply.update))
+        return reply
     except Refused as refused:
         code = refused.code
     except CacheError:
@@ -81,12 +87,28 @@ def make_app(site_file: Callable[[Context], Path]) -> ClientApp:
         except (SettingsError, OSError):
             log.exception("the site file cannot be used")
             return reply_to_message(refusal(_UNKNOWN_SITE, task, Code.SITE_INVALID), message)
-        return reply_to_message(answer(task, site), message)
+        with _own_log(site.private):
+            return reply_to_message(answer(task, site), message)
 
     app.query()(handle)
     app.train()(handle)
     app.evaluate()(handle)
     return app
+
+
+@contextmanager
+def _own_log(folder: Path) -> Iterator[None]:
+    """Write what is logged meanwhile to the hospital's own log, which only its owner can read."""
+    path = folder / "client.log"
+    path.touch(mode=0o600)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=3, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _no_task(code: Code) -> Reply:

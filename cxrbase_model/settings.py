@@ -40,8 +40,8 @@ def knob(
     """Declare one setting: its default, its unit, its inclusive range or its choices, and why one would turn it."""
     metadata = {"why": why, "unit": unit, "low": low, "high": high, "choices": choices}
     if factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=factory, metadata=metadata, kw_only=True)
+    return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

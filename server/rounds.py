@@ -41,6 +41,12 @@ class Roster:
     kinds: dict[str, list[str]] = field(default_factory=dict)  # name to the task kinds it can take part in
     entries: dict[str, Record] = field(default_factory=dict)  # name to its line in the record
     asked: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+
+    def ask_refused_again(self) -> None:
+        """Let the hospitals that refused be asked anew: they may have mended what was wrong."""
+        self.asked -= self.refused
+        self.refused.clear()
 
     def able(self, kind: str, nodes: Iterable[int]) -> list[str]:
         """The connected hospitals that can take part in a task of that kind, sorted."""
@@ -96,8 +102,9 @@ class RoundLoop:
                 reply = reply_from_message(message)
                 check_reply(reply, task, self._roster.sites.keys())
             except (WireError, Rejected) as error:
-                name = f"node-{len(self._roster.asked)}" if isinstance(error, WireError) else reply.site
+                name = f"node {node}" if isinstance(error, WireError) else reply.site
                 self._roster.entries.setdefault(name, _entry(name, "refused", error.code))
+                self._roster.refused.add(node)
                 continue
             description = reply.description or {}
             self._roster.sites[reply.site] = node
@@ -106,6 +113,7 @@ class RoundLoop:
 
     def _run_round(self, item: Round) -> None:
         for attempt in range(1, self._plan.federation.repeats + 2):
+            self._roster.ask_refused_again()
             self._describe_newcomers(self._plan.federation.deadline)
             if self._attempt(item, attempt):
                 return

@@ -105,13 +105,13 @@ class LabelSettings:
     """How the hospital writes its labels down. Archives of public layouts bring their own file and marks."""
 
     file: Path | None = knob(None, why="CSV of labels; none where the archive brings its own, or has none")
-    key: str = knob("sop_instance_uid", why="the column that names the picture")
+    key: str = knob("SOPInstanceUID", why="the column that names the picture")
     by: str = knob(
-        "uid",
-        choices=("uid", "accession", "file"),
-        why="what that column holds: SOP Instance UID, Accession Number, or the file's name or path in the archive",
+        "auto",
+        choices=("auto", "uid", "accession", "file"),
+        why="what that column holds: SOP Instance UID, Accession Number, or the file's name or path; auto goes by its name",
     )
-    listed: str = knob("findings", why="the column that lists findings; a file without it has one column per finding")
+    list: str = knob("", why="the column that lists the findings of a row; empty where each finding has its own column")
     separator: str = knob("|", why="what parts the findings of such a list")
     doubt: str = knob("?", why="what ends an uncertain finding in such a list")
     names: dict[str, str] = knob(factory=dict, why="the hospital's names of findings to the plan's, where they differ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,7 +20,7 @@ from sim.phantom_detector import Scanner, expose
 from sim.phantom_lesions import apply_lesions, cloud_noise, healthy, heart_ratio
 from sim.phantom_patient import FINDINGS, NO_FINDING, Lesion, Patient, Pose, draw_lesions, draw_patient, draw_pose
 from sim.phantom_skeleton import bones, vessels
-from sim.phantom_strokes import Ellipsoid, Map, X, Y, chords, empty, smoothstep, spline, tubes
+from sim.phantom_strokes import COLUMNS, ROWS, Ellipsoid, Map, X, Y, chords, empty, smoothstep, splat, spline, tubes
 
 __all__ = [
     "FINDINGS",
@@ -83,9 +84,14 @@ def contact_sheet(pictures: Sequence[tuple[str, Map]], *, columns: int = 6, side
 
 def _texture(patient: Patient, chest: Chest) -> Map:
     """The fine mottle of vessels too small to draw, in cm of water."""
-    rng = np.random.default_rng((patient.seed, 2))
-    fine = ndimage.uniform_filter(rng.standard_normal(chest.lung.shape, dtype=np.float32), 3) * np.float32(2.4)
-    return np.asarray((0.10 * fine + 0.10 * cloud_noise(rng, 0.5)) * smoothstep(0, 12, chest.lung), np.float32)
+    return np.asarray(_mottle(patient.seed) * smoothstep(0, 12, chest.lung), np.float32)
+
+
+@lru_cache(maxsize=2)  # a patient's pictures are drawn one after the other
+def _mottle(seed: int) -> Map:
+    rng = np.random.default_rng((seed, 2))
+    fine = ndimage.uniform_filter(rng.standard_normal((ROWS, COLUMNS), dtype=np.float32), 3) * np.float32(2.4)
+    return np.asarray(0.10 * fine + 0.10 * cloud_noise(rng, 0.5), np.float32)
 
 
 def _stomach_bubble(patient: Patient, chest: Chest, pose: Pose) -> Map:
@@ -100,14 +106,13 @@ def _stomach_bubble(patient: Patient, chest: Chest, pose: Pose) -> Map:
 
 def _devices(patient: Patient, pose: Pose, rng: np.random.Generator) -> Map:
     """Electrodes with their wires, and a pacemaker: things that are no finding."""
-    out = empty()
-    for x, y in rng.uniform((-13, 2), (13, 22), (pose.leads, 2)):
-        px, py = spline([(x, y), (0.8 * x + 2, y + 4), (1.3 * x, y + 12), (1.6 * x, 32.0)], 300)
-        out += tubes(px, py, np.full_like(px, 0.09), np.full_like(px, 0.45), across=3)
+    out, wires = empty(), []
+    for x, y in rng.uniform((-13, 2), (13, 22), (pose.leads, 2)).tolist():
+        wires.append(tubes(*spline([(x, y), (0.8 * x + 2, y + 4), (1.3 * x, y + 12), (1.6 * x, 32.0)], 300), 0.09, 0.45, across=3))
         out += chords([Ellipsoid(x, y, 0.55, 0.55, 1.3)])
     if patient.pacemaker:
-        box = np.maximum(np.abs(X - 9.5) / 2.3, np.abs(Y - 4.5) / 2.0)
-        out += np.float32(2.2) * smoothstep(1.05, 0.95, box.astype(np.float32))
-        px, py = spline([(8.0, 4.0), (3.0, 3.0), (-1.8, 6.0), (-1.6, 13.0), (2.5, 18.0)], 400)
-        out += tubes(px, py, np.full_like(px, 0.12), np.full_like(px, 0.8), across=5)
-    return out
+        box = np.square(np.square((X - 9.5) / 2.2)) + np.square(np.square((Y - 5.0) / 1.9))
+        out += np.float32(1.6) * smoothstep(1.1, 0.9, box)
+        lead = spline([(8.0, 4.0), (3.0, 3.0), (-1.8, 6.0), (-1.6, 13.0), (2.5, 18.0)], 400)
+        wires.append(tubes(*lead, 0.12, 0.8, across=5))
+    return out + splat(wires) if wires else out

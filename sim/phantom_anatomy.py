@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.phantom_patient import Patient, Pose
-from sim.phantom_strokes import TOP, Ellipsoid, Map, X, Y, chords, empty, smoothstep, spline, tubes
+from sim.phantom_strokes import TOP, Ellipsoid, Map, X, Y, chords, empty, smoothstep, splat, spline, tubes
 
 LUNG_DENSITY = 0.26  # of water, in inspiration
 
@@ -72,9 +72,8 @@ def _dome(patient: Patient, tops: tuple[float, float]) -> Map:
 
 def _cavity(patient: Patient, height: float, across: Map, dome: Map) -> Map:
     middle = 0.42
-    inner = np.clip((middle - across) / middle, 0, 1) ** 1.4
-    outer = np.clip((across - middle) / (1 - middle), 0, 1) ** 2.6
-    breadth = np.where((across > 0) & (across < 1), np.sqrt(np.maximum(1 - np.maximum(inner, outer), 0)), 0)
+    inner, outer = np.clip(1 - across / middle, 0, 1), np.clip((across - middle) / (1 - middle), 0, 1)
+    breadth = np.sqrt(1 - np.maximum(inner * np.sqrt(inner), outer * outer * np.sqrt(outer)))
     deep = 0.30 + 0.70 * np.sqrt(1 - (1 - np.clip(Y / np.float32(0.55 * height), 0, 1)) ** 2)
     deep = np.where(Y > 0, deep * np.sqrt(np.clip(Y / 1.2, 0, 1)), 0)
     thickness = np.float32(1.2 * patient.half_width) * breadth * deep
@@ -115,20 +114,16 @@ def airways(patient: Patient, pose: Pose) -> Map:
         (spline([(x - 0.4, carina), (x - 1.8, carina + 1.6), (x - 3.6, carina + 3.0)], 70), 0.62),
         (spline([(x - 0.3, carina), (x + 2.0, carina + 1.4), (x + 4.4, carina + 2.4)], 80), 0.55),
     ]
-    out = empty()
-    for (px, py), radius in pipes:
-        size = np.full_like(px, radius)
-        out += tubes(px, py, size, 2.2 * size, across=13)
-    return out
+    return splat([tubes(px, py, radius, 2.2 * radius, across=13) for (px, py), radius in pipes])
 
 
 def body_outline(patient: Patient, pose: Pose) -> Map:
     """The thickness in cm of the body from front to back, as if it were all soft tissue."""
-    ax = np.abs(X - 0.1 * np.sin(Y))
+    ax = np.abs(X)
     depth = 1.42 * patient.half_width + 1.1 * patient.girth
     trunk = patient.half_width + 0.6 + 0.75 * patient.girth
     sleeve = (8.0 if pose.supine else 5.5) * np.exp(-np.square((Y + 1.0) / 6.0))
-    breadth = np.maximum(1 - (ax / (trunk + sleeve)) ** 3.2, 0) ** 0.5
+    breadth = np.sqrt(np.maximum(1 - np.square(np.square(ax / (trunk + sleeve))), 0))
     shoulder = -6.2 + 0.22 * np.maximum(ax - 5.5, 0) + 0.012 * np.maximum(ax - 5.5, 0) ** 2
     cover = np.sqrt(np.clip((Y - shoulder) / (5.0 + 0.3 * ax), 0, 1))
     out = depth * breadth * cover

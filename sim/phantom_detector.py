@@ -27,7 +27,6 @@ class Scanner:
     detail: float = 0.5  # how much the maker enhances fine structures
     scatter: float = 0.02  # scattered over open radiation
     noise: float = 0.008  # quantum noise, in the logarithm, behind a lung
-    blur: float = 0.0  # pixels, of the detector
     shutter: float = 0.0  # cm cut away at each side, shown black
     marker: str = ""  # burned-in letters
 
@@ -44,8 +43,6 @@ def expose(water: Map, bone: Map, scanner: Scanner, pose: Pose, rng: np.random.G
     log = -np.log(transmitted + scattered * np.float32(0.5)).astype(np.float32)
     log += np.float32(scanner.detail) * ((log - _box(log, 3.0)) * np.float32(0.35) + (log - _box(log, 0.5)) * np.float32(0.9))
     full = _to_matrix(log, scanner, pose)
-    if scanner.blur:
-        full = ndimage.gaussian_filter(full, scanner.blur)
     grain = rng.standard_normal(full.shape, dtype=np.float32)
     full += grain * np.float32(scanner.noise) * np.exp(np.clip(full - 1.8, -1.5, 2.5) / 2)
     return finish(_window(full, scanner), scanner)

@@ -6,7 +6,7 @@ import numpy as np
 
 from sim.phantom_detector import Scanner, expose
 from sim.phantom_patient import Patient, Pose
-from sim.phantom_strokes import TOP, Ellipsoid, Map, X, Y, chords, empty, smoothstep, spline, tubes
+from sim.phantom_strokes import TOP, Ellipsoid, Map, X, Y, chords, empty, smoothstep, splat, spline, tubes
 
 
 def lateral(patient: Patient, scanner: Scanner, rng: np.random.Generator) -> Map:
@@ -26,7 +26,7 @@ def lateral(patient: Patient, scanner: Scanner, rng: np.random.Generator) -> Map
     trunk = Ellipsoid(0.6, 0.75 * height, deep + 1.5 + patient.girth, 1.6 * height, 30.0)
     neck = Ellipsoid(2.5, -6.0, 5.5, 12.0, 12.0, 10)
     x, y = spline([(1.5, TOP), (1.2, 2.0), (1.0, 0.42 * height)], 200)
-    windpipe = tubes(x, y, np.full_like(x, 0.9), np.full_like(x, 2.0), across=15)
+    windpipe = splat([tubes(x, y, 0.9, 2.0, across=15)])
     water = chords([trunk, neck]) - 0.74 * np.maximum(lung - heart, 0) - windpipe
     return expose(np.maximum(water, 0), _lateral_bones(patient, deep), scanner, Pose(tilt=1.0), rng)
 
@@ -73,11 +73,10 @@ def _lateral_bones(patient: Patient, deep: float) -> Map:
     body = smoothstep(1.7, 1.4, np.abs(X - centre).astype(np.float32)) * smoothstep(0.02, 0.12, np.minimum(phase, 1 - phase))
     out += np.float32(0.9) * body
     x, y = spline([(-deep + 1.8, 3.5), (-deep - 0.3, 9.0), (-deep - 0.6, 16.0)], 200)
-    out += tubes(x, y, np.full_like(x, 0.6), np.full_like(x, 1.0), shell=0.5, across=13)
+    parts = [tubes(x, y, 0.6, 1.0, shell=0.5, across=13)]
     for index in range(10):
         start = -0.5 + patient.rib_spacing * index
         ribs = [(back + 1.5, start), (0.3 * back, start + 3.0 + 0.2 * index), (-deep + 1.5, start + 6.5 + 0.25 * index)]
         x, y = spline(ribs, 260)
-        out += tubes(x, y, np.full_like(x, 0.55), np.full_like(x, 0.45), shell=0.6, across=11)
-        out += tubes(x, y + np.float32(0.5), np.full_like(x, 0.6), np.full_like(x, 0.35), shell=0.6, across=11)
-    return out * np.float32(patient.bone)
+        parts += [tubes(x, y + low, size, 0.4, shell=0.6, across=11) for low, size in ((0.0, 0.55), (0.5, 0.6))]
+    return np.asarray((out + splat(parts)) * np.float32(patient.bone), np.float32)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sim.phantom_anatomy import LUNG_DENSITY, Chest
 from sim.phantom_patient import CARDIOMEGALY, CONSOLIDATION, EFFUSION, NODULE, PNEUMOTHORAX, Lesion, Patient, Pose
-from sim.phantom_strokes import COLUMNS, PITCH, ROWS, Map, X, Y, empty, smoothstep, spline, tubes
+from sim.phantom_strokes import COLUMNS, PITCH, ROWS, Map, X, Y, empty, smoothstep, splat, spline, tubes
 
 AIR_DENSITY = 0.09  # of a pleural space filled with air; not 0, since some lung lies before and behind it
 
@@ -113,13 +113,13 @@ def _consolidate(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> No
 
 
 def _bronchi(rng: np.random.Generator, lesion: Lesion, x: float, y: float, size: float) -> Map:
-    out = empty()
+    out = []
     for spread in rng.uniform(-0.8, 0.8, 3):
         end = (x + lesion.side * 0.5 * size, y + spread * size)
         px, py = spline([(lesion.side * 3.4, 9.5), (0.5 * (x + lesion.side * 3.4), 0.5 * (y + 9.5) + 0.3), end], 90)
         width = np.linspace(0.22, 0.09, px.shape[1], dtype=np.float32)[None, :]
-        out += tubes(px, py, width, np.full_like(width, 1.0), across=5)
-    return out
+        out.append(tubes(px, py, width, 1.0, across=5))
+    return splat(out)
 
 
 def cloud_noise(rng: np.random.Generator, size: float) -> Map:

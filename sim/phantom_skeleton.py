@@ -6,19 +6,19 @@ import numpy as np
 
 from sim.phantom_anatomy import Chest, cavity_edges
 from sim.phantom_patient import Patient, Pose
-from sim.phantom_strokes import PITCH, TOP, Ellipsoid, Map, X, Y, chords, empty, spline, tubes, window
+from sim.phantom_strokes import PITCH, TOP, Ellipsoid, Map, Points, X, Y, chords, empty, splat, spline, tubes, window
 
 RIBS = 10
 
 
 def bones(patient: Patient, pose: Pose) -> Map:
     """The thickness in cm of bone, as if it were all cortical."""
-    out = ribs(patient, pose) + spine(patient)
-    out += collar_bones(pose) + shoulder_blades(patient, pose)
-    return np.asarray(patient.bone * out, np.float32)
+    out = splat([ribs(patient, pose), *collar_bones(pose), *shoulder_blades(patient, pose)])
+    out += spine(patient) + _flat_bones(patient, pose)
+    return np.asarray(np.float32(patient.bone) * out, np.float32)
 
 
-def ribs(patient: Patient, pose: Pose) -> Map:
+def ribs(patient: Patient, pose: Pose) -> Points:
     """Ribs as tilted ellipses in space: the back arches almost level, the front runs down and inwards, the wall is dense.
 
     Each rib starts beside the spine at the back, meets the wall of the thorax at the side and ends at its cartilage.
@@ -72,9 +72,9 @@ def spine(patient: Patient) -> Map:
     return out
 
 
-def collar_bones(pose: Pose) -> Map:
+def collar_bones(pose: Pose) -> list[Points]:
     """Both clavicles, S-shaped, from the breast bone out to the shoulders; a turned patient shows them unequal."""
-    out = empty()
+    out = []
     lift = 1.3 if pose.supine else 0.0
     for side in (-1, 1):
         inner = 1.3 + 0.9 * side * pose.turn
@@ -82,27 +82,38 @@ def collar_bones(pose: Pose) -> Map:
         x, y = spline([(side * px, py - lift * px / 12) for px, py in points], 170)
         along = np.linspace(0, 1, x.shape[1], dtype=np.float32)[None, :]
         radius = 0.52 + 0.38 * np.exp(-along / 0.1) + 0.12 * along
-        out += tubes(x, y, radius.astype(np.float32), np.full_like(x, 0.85), shell=0.55, across=15)
+        out.append(tubes(x, y, radius, 0.85, shell=0.55, across=15))
     return out
 
 
-def shoulder_blades(patient: Patient, pose: Pose) -> Map:
-    """Hints of the scapulae and the upper arms: turned out of the lungs when standing, over them when lying."""
-    out = empty()
-    inner = patient.half_width + (-2.2 if pose.supine else 0.6)
+def shoulder_blades(patient: Patient, pose: Pose) -> list[Points]:
+    """Borders and ridges of the scapulae and the upper arms: turned out of the lungs when standing, over them when lying."""
+    out = []
+    inner = _blade(patient, pose)
     for side in (-1, 1):
         border = [(inner - 0.5, 2.5), (inner - 0.6, 7.5), (inner, 12.5), (inner + 1.6, 14.2)]
         outer = [(inner + 1.6, 14.2), (inner + 3.2, 8.0), (inner + 4.2, 2.6)]
         ridge = [(inner - 0.4, 4.2), (inner + 2.5, 1.4), (inner + 5.0, -0.4)]
         for points, size, depth in ((border, 0.22, 0.35), (outer, 0.5, 0.65), (ridge, 0.55, 0.5)):
             x, y = spline([(side * px, py) for px, py in points], 130)
-            out += tubes(x, y, np.full_like(x, size), np.full_like(x, depth), shell=0.4, across=9)
-        out += chords([Ellipsoid(side * (inner + 1.7), 7.0, 2.3, 6.0, 0.22, 10 * side)])
-        head, away = inner + 6.3, 0.0 if pose.supine else 1.5
-        out += chords([Ellipsoid(side * head, 1.2, 2.4, 2.5, 1.6)])
-        x, y = spline([(side * head, 2.0), (side * (head + 0.9 + away), 12.0), (side * (head + 1.2 + 3 * away), 36.0)], 300)
-        out += tubes(x, y, np.full_like(x, 1.15), np.full_like(x, 1.5), shell=0.6, across=21)
+            out.append(tubes(x, y, size, depth, shell=0.4, across=9))
+        arm = inner + 7.2
+        away = 0.0 if pose.supine else 1.5
+        x, y = spline([(side * (arm - 0.9), 2.0), (side * (arm + away), 12.0), (side * (arm + 0.3 + 3 * away), 36.0)], 300)
+        out.append(tubes(x, y, 1.15, 1.5, shell=0.6, across=19))
     return out
+
+
+def _flat_bones(patient: Patient, pose: Pose) -> Map:
+    """The plates of the scapulae and the heads of the upper arms."""
+    inner = _blade(patient, pose)
+    plates = [Ellipsoid(side * (inner + 1.7), 7.0, 2.3, 6.0, 0.22, 10 * side) for side in (-1, 1)]
+    heads = [Ellipsoid(side * (inner + 6.3), 1.2, 2.4, 2.5, 1.6) for side in (-1, 1)]
+    return chords(plates + heads)
+
+
+def _blade(patient: Patient, pose: Pose) -> float:
+    return patient.half_width + (-2.2 if pose.supine else 0.6)
 
 
 def vessels(patient: Patient, chest: Chest, pose: Pose) -> Map:
@@ -118,19 +129,19 @@ def vessels(patient: Patient, chest: Chest, pose: Pose) -> Map:
         radius.append(rng.uniform(0.85, 1.15, 9) * np.where(angles < 0, 0.36 * upper, 0.36))
     out = _trunks(chest, hilum)
     at, way, size = np.concatenate(place), np.concatenate(heading), np.concatenate(radius)
-    for _ in range(6):
+    for generation in range(6):
         x, y, at, way = _grow(rng, at, way, size)
         taper = size[:, None] * np.linspace(1.0, 0.82, x.shape[1])
-        out += tubes(x, y, taper.astype(np.float32), (2.6 * taper).astype(np.float32), across=5)
+        out.append(tubes(x, y, taper, 2.6 * taper, across=5 if generation < 3 else 3))
         at, way, size = _branch(rng, at, way, size)
-    return out
+    return splat(out)
 
 
 def _grow(rng: np.random.Generator, at: Map, way: Map, size: Map) -> tuple[Map, Map, Map, Map]:
     """One gently curved segment for each branch; returns its stations [branches, S] and where and how it ends."""
     count = len(size)
     length = np.minimum(5.2 * np.sqrt(size) * rng.uniform(0.6, 1.2, count), 4.0)[:, None]
-    share = np.linspace(0, 1, max(int(length.max() / PITCH * 1.1), 6))[None, :]
+    share = np.linspace(0, 1, max(int(length.max() / PITCH * 0.9), 6))[None, :]
     bend = rng.normal(0, 0.22, count)[:, None]
     normal = np.stack([-way[:, 1], way[:, 0]], axis=1)
     x = at[:, :1] + length * (way[:, :1] * share + normal[:, :1] * bend * share**2)
@@ -152,9 +163,9 @@ def _branch(rng: np.random.Generator, at: Map, way: Map, size: Map) -> tuple[Map
     return np.concatenate([at, at])[keep], np.concatenate(turned)[keep], sizes[keep]
 
 
-def _trunks(chest: Chest, hilum: float) -> Map:
+def _trunks(chest: Chest, hilum: float) -> list[Points]:
     """The large hilar arteries, the right descending one first."""
-    out = empty()
+    out = []
     curves = [
         [(-2.2, hilum - 1.6), (-3.9, hilum + 0.2), (-4.6, hilum + 3.0), (-4.9, hilum + 5.5)],
         [(2.4, hilum - 2.2), (4.0, hilum - 0.9), (4.7, hilum + 1.6), (5.0, hilum + 4.0)],
@@ -164,5 +175,5 @@ def _trunks(chest: Chest, hilum: float) -> Map:
     for points, radius in zip(curves, (0.72, 0.72, 0.42, 0.42), strict=True):
         x, y = spline([(px + 0.4 * chest.centre, py) for px, py in points], 90)
         size = (radius * np.linspace(1, 0.6, x.shape[1], dtype=np.float32))[None, :]
-        out += tubes(x, y, size, 1.8 * size, across=11)
+        out.append(tubes(x, y, size, 1.8 * size, across=11))
     return out

@@ -10,6 +10,7 @@ the level of the lung apices; both in centimetres.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,26 +67,38 @@ def chords(bodies: list[Ellipsoid]) -> Map:
     return np.asarray(np.sqrt(np.sqrt(out)), np.float32)
 
 
-def splat(x: Map, y: Map, volume: Map) -> Map:
-    """Scatter points of a volume in cm3 over their four nearest pixels; the result is a thickness in cm."""
-    column, row = (x.ravel() - LEFT) / PITCH, (y.ravel() - TOP) / PITCH
+class Points(NamedTuple):
+    """Many small volumes: where they are in cm, and how large they are in cm3; flat arrays of one length."""
+
+    x: Map
+    y: Map
+    volume: Map
+
+
+def splat(points: list[Points]) -> Map:
+    """Scatter points over their four nearest pixels each; the result is a thickness in cm."""
+    x, y, volume = (np.concatenate(part) for part in zip(*points, strict=True))
+    column, row = (x - np.float32(LEFT)) / np.float32(PITCH), (y - np.float32(TOP)) / np.float32(PITCH)
     keep = (column >= 0) & (column < COLUMNS - 1) & (row >= 0) & (row < ROWS - 1)
-    column, row, weight = column[keep], row[keep], volume.ravel()[keep]
+    column, row, weight = column[keep], row[keep], volume[keep]
     left, top = column.astype(np.int64), row.astype(np.int64)
-    dx, dy = column - left, row - top
+    dx, dy = column - left.astype(np.float32), row - top.astype(np.float32)
     flat = top * COLUMNS + left
-    right_weight, left_weight = weight * dx, weight * (1 - dx)
-    places = np.concatenate([flat, flat + 1, flat + COLUMNS, flat + COLUMNS + 1])
-    weights = np.concatenate([left_weight * (1 - dy), right_weight * (1 - dy), left_weight * dy, right_weight * dy])
-    total = np.bincount(places, weights, minlength=ROWS * COLUMNS)
+    upper, lower = weight * (1 - dy), weight * dy
+    total = np.zeros(ROWS * COLUMNS)
+    for step, part in ((0, upper * (1 - dx)), (1, upper * dx), (COLUMNS, lower * (1 - dx)), (COLUMNS + 1, lower * dx)):
+        total[step:] += np.bincount(flat, part, minlength=total.size)[: total.size - step]
     return (total.reshape(ROWS, COLUMNS) / PITCH**2).astype(np.float32)
 
 
-def tubes(x: Map, y: Map, radius: Map, depth: Map, *, shell: float = 0.0, length: Map | None = None, across: int = 7) -> Map:
-    """The thickness in cm of curved tubes [tubes, stations] of a half width `radius` and a central thickness `depth`.
+def tubes(
+    x: Map, y: Map, radius: Map | float, depth: Map | float, *, shell: float = 0.0, length: Map | None = None, across: int = 7
+) -> Points:
+    """Curved tubes [tubes, stations] of a half width `radius` and a central thickness `depth` in cm, as points to splat.
 
     `shell` 0 to 1 is how much of the inside is hollow, which leaves the bright outlines of cortical bone. `length` is the
     true length in cm of each station where the tube also runs towards the viewer; a tube seen end-on is then denser.
+    `across` points lie side by side; they should not be further apart than pixels are.
     """
     dx, dy = np.gradient(x, axis=1), np.gradient(y, axis=1)
     step = np.hypot(dx, dy) + np.float32(1e-6)
@@ -94,11 +107,8 @@ def tubes(x: Map, y: Map, radius: Map, depth: Map, *, shell: float = 0.0, length
     profile = np.sqrt(1 - offset**2) - shell * hollow * np.sqrt(np.maximum(1 - (offset / hollow) ** 2, 0))
     sideways = (radius / step)[..., None] * offset
     volume = ((step if length is None else length) * radius * (2 / across) * depth)[..., None] * profile
-    return splat(
-        (x[..., None] - dy[..., None] * sideways).astype(np.float32),
-        (y[..., None] + dx[..., None] * sideways).astype(np.float32),
-        volume.astype(np.float32),
-    )
+    points = (x[..., None] - dy[..., None] * sideways, y[..., None] + dx[..., None] * sideways, volume)
+    return Points(*(part.astype(np.float32).ravel() for part in points))
 
 
 def spline(points: list[tuple[float, float]], stations: int) -> tuple[Map, Map]:

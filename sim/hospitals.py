@@ -1,10 +1,10 @@
-"""Simulated hospitals: each a folder with a DICOM archive, a label CSV and a SITE.yaml, as a real hospital would have them.
+"""Simulated hospitals: each a folder with a DICOM archive, a label CSV and a SITE.yaml, as a real one would have.
 
     OUT/riverside/SITE.yaml  labels.csv  dicom/...
 
-The archives are real DICOM files that differ as hospitals differ (see `hospitals_style`) and hold what real archives hold
-besides frontal chest pictures: a truncated file, a copy, lateral views, CT slices, a text file. The same seed writes the same
-bytes, on any number of processor cores.
+The archives are real DICOM files that differ as hospitals differ (see `hospitals_style`) and hold what real archives
+hold besides frontal chest pictures: a truncated file, a copy, lateral views, CT slices, a text file. The same seed
+writes the same bytes, on any number of processor cores.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Job:
 def write_hospitals(
     out: Path, hospitals: int = 3, pictures: int = 320, seed: int = 0, progress: Progress | None = None
 ) -> list[Path]:
-    """Write `hospitals` archives of `pictures` frontal radiographs each below `out`; returns the path of each SITE.yaml.
+    """Write `hospitals` archives of `pictures` frontal radiographs each below `out`; returns each SITE.yaml's path.
 
     `progress(site, done, total)` is called after each file. Raises ValueError when a number is out of range and
     FileExistsError when a hospital's folder exists already, since mixing two archives would leave neither.
@@ -54,14 +54,16 @@ def write_hospitals(
     if pictures < 1:
         raise ValueError(f"pictures: expected at least 1, found {pictures}")
     styles = [style_of(index, seed) for index in range(hospitals)]
+    seeds = [hospital_seed(seed, index) for index in range(hospitals)]
     for style in styles:
         if (out / style.name).exists():
             raise FileExistsError(f"{out / style.name}: exists already; choose another folder or remove it first")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    plans = list(zip(styles, seeds, strict=True))
     if hospitals * pictures < SERIAL_BELOW or cores == 1:
-        return [_write_hospital(out, style, pictures, _seed(seed, index), progress, None) for index, style in enumerate(styles)]
+        return [_write_hospital(out, style, pictures, own, progress, None) for style, own in plans]
     with ProcessPoolExecutor(min(cores, 16), mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [_write_hospital(out, style, pictures, _seed(seed, index), progress, pool) for index, style in enumerate(styles)]
+        return [_write_hospital(out, style, pictures, own, progress, pool) for style, own in plans]
 
 
 def write_job(job: Job) -> None:
@@ -79,8 +81,8 @@ def write_job(job: Job) -> None:
     job.path.write_bytes(content[: len(content) * 3 // 5] if job.kind == "truncated" else content)
 
 
-def _seed(seed: int, index: int) -> int:
-    """The seed of one hospital."""
+def hospital_seed(seed: int, index: int) -> int:
+    """The seed of hospital `index` in a run of seed `seed`."""
     return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 

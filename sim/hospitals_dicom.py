@@ -1,10 +1,11 @@
-"""Phantom pictures as DICOM files: three ways in which real systems store a radiograph, with complete, invented headers.
+"""Phantom pictures as DICOM files: three ways in which real systems store a radiograph, with invented headers.
 
 Sources: DICOM PS3.3 C.8.1 (CR), C.8.11 (DX), C.7.6.3 (pixels), C.11.1 (modality LUT), C.11.2 (VOI LUT); PS3.5 annex A.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, timedelta
 from io import BytesIO
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -26,6 +28,7 @@ from sim.hospitals_style import Picture, Style
 from sim.phantom_strokes import Map
 
 UID_PREFIX = "1.2.826.0.1.3680043.8.498."  # pydicom's root, open to anybody
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 _SYNTAX = {"mono1": ExplicitVRLittleEndian, "jpeg2000": JPEG2000Lossless, "rle": RLELossless}
 _GIVEN = {
     "F": ("Ada", "Berta", "Clara", "Dora", "Elena", "Fiona", "Greta", "Hilda", "Ines", "Jana", "Kira", "Lucia"),
@@ -67,8 +70,7 @@ def radiograph_file(style: Style, picture: Picture, image: Map, seed: int, view:
         dataset.ImageLaterality = "U"
     dataset.KVP = "85" if picture.pose.supine else "120"
     dataset.ImageType = ["ORIGINAL", "PRIMARY"]
-    store = {"mono1": _store_mono1, "jpeg2000": _store_jpeg2000, "rle": _store_rle}[style.encoding]
-    pixels = store(dataset, image)
+    pixels = _STORE[style.encoding](dataset, image)
     return _encode(dataset, pixels, style.encoding, storage)
 
 
@@ -167,7 +169,14 @@ def _store_rle(dataset: Dataset, image: Map) -> NDArray[np.uint8]:
     return np.asarray((255 * np.sqrt(np.clip(image, 0, 1))).round(), np.uint8)
 
 
-def _encode(dataset: Dataset, pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: str, storage: str) -> bytes:
+_STORE: dict[str, Callable[[Dataset, Map], Pixels]] = {
+    "mono1": _store_mono1,
+    "jpeg2000": _store_jpeg2000,
+    "rle": _store_rle,
+}
+
+
+def _encode(dataset: Dataset, pixels: Pixels, encoding: str, storage: UID) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = storage
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID

@@ -1,4 +1,4 @@
-"""How each simulated hospital writes its findings down: other names, other marks, uncertain and missing entries; its SITE.yaml."""
+"""How each simulated hospital writes its findings down: names, marks, uncertain and missing entries; its SITE.yaml."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _columns(style: Style, census: list[Picture], rng: np.random.Generator, seed
 
 
 def _letters(style: Style, census: list[Picture], rng: np.random.Generator, seed: int) -> str:
-    """One column a finding and one row a study, keyed by accession number: P, N, U for positive, negative, uncertain."""
+    """One column a finding and one row a study, by accession number: P, N, U for positive, negative, uncertain."""
     studies = [one for one in census if one.instance == 1]
     signs = {True: "P", False: "N", None: "U"}
     return _table(style, studies, rng, "AccessionNumber", lambda one: accession(style, one, seed), signs)
@@ -111,13 +111,14 @@ def _table(
 
 
 def _list(style: Style, census: list[Picture], rng: np.random.Generator, seed: int) -> str:
-    """One list of what is there, keyed by SOP Instance UID; a `?` marks doubt, an empty list a picture nobody has read."""
+    """One list of what is there, by SOP Instance UID; a `?` marks doubt, an empty list a picture nobody has read."""
     names = NAMES["list"]
     rows = [["SOPInstanceUID", "Befunde"]]
     for picture in census:
         marks = _marks(style, picture, rng)
         read = rng.random() >= style.missing
-        shown = [names[one] + ("?" if marks[one] is None else "") for one in PATHOLOGIES if marks.get(one, False) is not False]
+        noted = [one for one in PATHOLOGIES if marks.get(one, False) is not False]
+        shown = [names[one] + ("?" if marks[one] is None else "") for one in noted]
         missed = any(one not in marks for one in findings_of(picture.lesions) if one != NO_FINDING)
         text = "|".join(shown) or ("" if missed else names[NO_FINDING])
         rows.append([instance_uid(style, picture, seed), text if read else ""])
@@ -131,9 +132,9 @@ def _csv(rows: list[list[str]]) -> str:
 
 
 def label_section(style: Style) -> dict[str, Any]:
-    """The `labels` section of the hospital's SITE.yaml: where its findings stand and how its names and marks are read."""
+    """The `labels` section of the hospital's SITE.yaml: where its findings stand and what their names mean."""
     names = {theirs: ours for ours, theirs in NAMES[style.labels].items()}
     if style.labels == "list":
-        return {"file": "labels.csv", "key": "SOPInstanceUID", "by": "uid", "listed": "Befunde", "names": names}
-    by, key = ("accession", "AccessionNumber") if style.labels == "letters" else ("uid", "SOPInstanceUID")
-    return {"file": "labels.csv", "key": key, "by": by, "names": names}
+        return {"file": "labels.csv", "key": "SOPInstanceUID", "list": "Befunde", "names": names}
+    key = "AccessionNumber" if style.labels == "letters" else "SOPInstanceUID"
+    return {"file": "labels.csv", "key": key, "names": names}

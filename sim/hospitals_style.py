@@ -1,4 +1,4 @@
-"""What makes simulated hospitals differ: scanner, patients, prevalence, label habits; and who was imaged when in each."""
+"""What makes simulated hospitals differ: scanner, patients, prevalence, label habits; and who was imaged when."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ _BASE = (
 
 
 def style_of(index: int, seed: int) -> Style:
-    """The habits of hospital `index` (0 to 15); three kinds take turns, later ones vary in numbers. Raises ValueError."""
+    """The habits of hospital `index`, 0 to 15; three kinds take turns, later ones vary. Raises ValueError beyond."""
     if not 0 <= index < MOST_HOSPITALS:
         raise ValueError(f"hospital {index}: expected 0 to {MOST_HOSPITALS - 1}")
     base = replace(_BASE[index % len(_BASE)], name=NAMES[index])
@@ -137,8 +137,8 @@ def style_of(index: int, seed: int) -> Style:
 def draw_census(style: Style, pictures: int, seed: int) -> list[Picture]:
     """Who is imaged when: 1 to 3 studies a patient, 1 to 3 frontal pictures a study, `pictures` in all.
 
-    Findings belong to the patient and mostly stay from study to study; each finding has its quota of patients, so that a
-    small hospital also has enough of each.
+    Findings belong to the patient and mostly stay from study to study; each finding has its quota of patients, so
+    that a small hospital also has enough of each.
     """
     rng = np.random.default_rng((seed, 1))
     sizes = _studies(rng, pictures)

@@ -1,18 +1,15 @@
-"""Chest-like radiographs with known findings: what they look like follows from anatomy and X-ray physics, not from noise.
+"""Chest-like radiographs with known findings, drawn from anatomy and X-ray physics.
 
-A picture is a pure function of a patient, the patient's lesions, a pose, a scanner and a seeded generator. It exists to prove
-the federation end to end where no real picture may be had; it is no substitute for real radiographs, and no model trained on
-phantoms means anything for patients.
+A picture is a pure function of a patient, the patient's lesions, a pose, a scanner and a seeded generator. It exists
+to prove the federation end to end where no real picture may be had; it is no substitute for real radiographs, and no
+model trained on phantoms means anything for patients.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from sim.phantom_anatomy import Chest, airways, body_outline, build_chest
@@ -28,7 +25,6 @@ __all__ = [
     "Patient",
     "Pose",
     "Scanner",
-    "contact_sheet",
     "draw_lesions",
     "draw_patient",
     "draw_pose",
@@ -43,7 +39,9 @@ def findings_of(lesions: tuple[Lesion, ...]) -> tuple[str, ...]:
     return tuple(finding for finding in FINDINGS if finding in shown) or (NO_FINDING,)
 
 
-def radiograph(patient: Patient, lesions: tuple[Lesion, ...], pose: Pose, scanner: Scanner, rng: np.random.Generator) -> Map:
+def radiograph(
+    patient: Patient, lesions: tuple[Lesion, ...], pose: Pose, scanner: Scanner, rng: np.random.Generator
+) -> Map:
     """A frontal chest radiograph, float32 [scanner.rows, scanner.columns], 0 black (air) to 1 white (bone).
 
     The patient's right is on the left of the picture. `rng` gives the noise and the placing of leads only.
@@ -56,30 +54,6 @@ def radiograph(patient: Patient, lesions: tuple[Lesion, ...], pose: Pose, scanne
     water += tissue.extra + tissue.vessels * inside + _texture(patient, chest) - _stomach_bubble(patient, chest, pose)
     bone = bones(patient, pose) + _devices(patient, pose, rng)
     return expose(np.maximum(water, 0), bone, scanner, pose, rng)
-
-
-def contact_sheet(pictures: Sequence[tuple[str, Map]], *, columns: int = 6, side: int = 220) -> Image.Image:
-    """Thumbnails with captions on one sheet; `pictures` are (caption, picture 0 to 1), `side` the thumbnail's pixels.
-
-    Raises ValueError when there is no picture or a size is not positive.
-    """
-    if not pictures or columns < 1 or side < 16:
-        raise ValueError(
-            f"contact sheet: expected pictures, columns of at least 1 and side of at least 16, found {len(pictures)} "
-            f"pictures, columns {columns}, side {side}"
-        )
-    caption = max(side // 14, 9)
-    font = ImageFont.load_default(caption)
-    cell = side + 2 * caption
-    columns = min(columns, len(pictures))
-    sheet = Image.new("L", (columns * (side + 6), math.ceil(len(pictures) / columns) * cell), 24)
-    for index, (text, picture) in enumerate(pictures):
-        thumbnail = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
-        thumbnail.thumbnail((side, side), Image.Resampling.LANCZOS)
-        x, y = index % columns * (side + 6), index // columns * cell
-        sheet.paste(thumbnail, (x + (side - thumbnail.width) // 2 + 3, y + (side - thumbnail.height) // 2))
-        ImageDraw.Draw(sheet).text((x + 3 + side / 2, y + side + 1), text, fill=220, font=font, anchor="ma")
-    return sheet
 
 
 def _texture(patient: Patient, chest: Chest) -> Map:
@@ -101,14 +75,15 @@ def _stomach_bubble(patient: Patient, chest: Chest, pose: Pose) -> Map:
     gas = chords([Ellipsoid(x, chest.tops[1] + 2.0 + size, 1.2 * size + 0.1, size + 0.1, 1.6 * size)])
     if not pose.supine:
         gas *= smoothstep(0.15, -0.15, Y - np.float32(chest.tops[1] + 2.2 + size))
-    return np.asarray(gas * (Y > chest.dome + 0.6), np.float32)
+    return np.asarray(gas * smoothstep(0.4, 0.8, Y - chest.dome), np.float32)
 
 
 def _devices(patient: Patient, pose: Pose, rng: np.random.Generator) -> Map:
     """Electrodes with their wires, and a pacemaker: things that are no finding."""
     out, wires = empty(), []
     for x, y in rng.uniform((-13, 2), (13, 22), (pose.leads, 2)).tolist():
-        wires.append(tubes(*spline([(x, y), (0.8 * x + 2, y + 4), (1.3 * x, y + 12), (1.6 * x, 32.0)], 300), 0.09, 0.45, across=3))
+        wire = spline([(x, y), (0.8 * x + 2, y + 4), (1.3 * x, y + 12), (1.6 * x, 32.0)], 300)
+        wires.append(tubes(*wire, 0.09, 0.45, across=3))
         out += chords([Ellipsoid(x, y, 0.55, 0.55, 1.3)])
     if patient.pacemaker:
         box = np.square(np.square((X - 9.5) / 2.2)) + np.square(np.square((Y - 5.0) / 1.9))

@@ -1,8 +1,8 @@
 """Soft tissue of the phantom: the lungs, the heart and great vessels, the airways, the outline of the body.
 
-The frontal picture of a chest is a map of path lengths. Lung tissue weighs about a quarter of water, so a place is dark as far
-as the ray runs through lung, and an outline is sharp where the ray grazes a dome (heart, diaphragm): the silhouette sign
-(Felson, Radiology 54, 1950) follows from the geometry.
+The frontal picture of a chest is a map of path lengths. Lung tissue weighs about a quarter of water, so a place is
+dark as far as the ray runs through lung, and an outline is sharp where the ray grazes a dome (heart, diaphragm): the
+silhouette sign (Felson and Felson, Radiology 55, 1950) follows from the geometry.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build_chest(patient: Patient, pose: Pose, heart_ratio: float) -> Chest:
     heart = chords(heart_bodies(patient, tops[1], heart_ratio * (1.06 if pose.supine else 1.0), centre))
     heart *= smoothstep(1.6, 0.2, Y - dome)  # the heart rests on the diaphragm
     lung = np.maximum(cavity - heart, 0)
-    return Chest(lung, cavity, heart, wall, across, lateral, medial, dome, tops, centre)
+    return Chest(lung, cavity, heart, np.asarray(wall, np.float32), across, lateral, medial, dome, tops, centre)
 
 
 def cavity_edges(patient: Patient, height: float) -> tuple[Map, Map]:
@@ -63,7 +63,7 @@ def cavity_edges(patient: Patient, height: float) -> tuple[Map, Map]:
 
 
 def _dome(patient: Patient, tops: tuple[float, float]) -> Map:
-    """The height of the diaphragm's silhouette at each column: a dome with a deep lateral and a shallow medial sulcus."""
+    """The height of the diaphragm at each column: a dome with a deep lateral and a shallow medial sulcus."""
     ax, width = np.abs(X), np.float32(patient.half_width)
     t = (ax - 0.42 * width) / (0.58 * width)
     fall = np.where(t > 0, 1.6 * t**2 + 3.0 * np.clip(t, 0, 1) ** 6, 2.6 * t**2)
@@ -78,7 +78,7 @@ def _cavity(patient: Patient, height: float, across: Map, dome: Map) -> Map:
     deep = np.where(Y > 0, deep * np.sqrt(np.clip(Y / 1.2, 0, 1)), 0)
     thickness = np.float32(1.2 * patient.half_width) * breadth * deep
     below = np.maximum(Y - dome, 0)  # a ray under the silhouette still meets lung before and behind the dome
-    return np.maximum(thickness - 2 * np.sqrt(16.0 * below), 0).astype(np.float32)
+    return np.asarray(np.maximum(thickness - 2 * np.sqrt(16.0 * below), 0), np.float32)
 
 
 def heart_bodies(patient: Patient, diaphragm: float, ratio: float, centre: float) -> list[Ellipsoid]:
@@ -110,11 +110,11 @@ def airways(patient: Patient, pose: Pose) -> Map:
     """The thickness in cm of air in the trachea and the main bronchi."""
     carina, x = 0.33 * patient.lung_height, 0.45 * pose.turn
     pipes = [
-        (spline([(x, TOP), (x, 0.4 * carina), (x - 0.35, carina)], 220), 0.85),
+        (spline([(x, TOP), (x, 0.4 * carina), (x - 0.35, carina)], 280), 0.85),
         (spline([(x - 0.4, carina), (x - 1.8, carina + 1.6), (x - 3.6, carina + 3.0)], 70), 0.62),
         (spline([(x - 0.3, carina), (x + 2.0, carina + 1.4), (x + 4.4, carina + 2.4)], 80), 0.55),
     ]
-    return splat([tubes(px, py, radius, 2.2 * radius, across=13) for (px, py), radius in pipes])
+    return splat([tubes(px, py, radius, 2.3 * radius, across=45) for (px, py), radius in pipes])
 
 
 def body_outline(patient: Patient, pose: Pose) -> Map:
@@ -131,7 +131,7 @@ def body_outline(patient: Patient, pose: Pose) -> Map:
     out = np.maximum(out, neck)
     if pose.supine:
         out = np.maximum(out, _arms(trunk))
-    return (out + _breasts(patient, pose) + _muscles(patient)).astype(np.float32)
+    return np.asarray(out + _breasts(patient, pose) + _muscles(patient), np.float32)
 
 
 def _arms(trunk: float) -> Map:

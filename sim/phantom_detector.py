@@ -41,7 +41,8 @@ def expose(water: Map, bone: Map, scanner: Scanner, pose: Pose, rng: np.random.G
     transmitted = np.exp(-(WATER * water + BONE * bone))
     scattered = _box(transmitted, 5.0) * np.float32(0.3) + np.float32(scanner.scatter)
     log = -np.log(transmitted + scattered * np.float32(0.5)).astype(np.float32)
-    log += np.float32(scanner.detail) * ((log - _box(log, 3.0)) * np.float32(0.35) + (log - _box(log, 0.5)) * np.float32(0.9))
+    coarse, fine = log - _box(log, 3.0), log - _box(log, 0.5)
+    log += np.float32(scanner.detail) * (np.float32(0.35) * coarse + np.float32(0.9) * fine)
     full = _to_matrix(log, scanner, pose)
     grain = rng.standard_normal(full.shape, dtype=np.float32)
     full += grain * np.float32(scanner.noise) * np.exp(np.clip(full - 1.8, -1.5, 2.5) / 2)
@@ -68,7 +69,7 @@ def burn_in(picture: Map, text: str) -> Map:
     font = ImageFont.load_default(size)
     place = (columns - 0.04 * columns, 0.05 * rows)
     ImageDraw.Draw(letters).multiline_text(place, text, fill=255, font=font, anchor="ra", align="right")
-    return np.maximum(picture, np.asarray(letters, np.float32) * np.float32(0.96 / 255))
+    return np.asarray(np.maximum(picture, np.asarray(letters, np.float32) * (0.96 / 255)), np.float32)
 
 
 def _box(image: Map, size: float) -> Map:

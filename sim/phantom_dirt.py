@@ -10,10 +10,11 @@ from sim.phantom_strokes import TOP, Ellipsoid, Map, X, Y, chords, empty, smooth
 
 
 def lateral(patient: Patient, scanner: Scanner, rng: np.random.Generator) -> Map:
-    """A left lateral chest radiograph, float32 [scanner.rows, scanner.columns], 0 to 1; the breast bone is on the left."""
+    """A left lateral chest radiograph, float32 [scanner.rows, scanner.columns], 0 to 1, the breast bone on the left."""
     deep, height = 0.86 * patient.half_width, patient.lung_height
     dome = height + 0.28 * np.maximum(X + 2, 0) + 0.05 * np.square(np.minimum(X + 3, 0)) - 1.0
-    chest, apex = Ellipsoid(0.6, 0.62 * height, 1.02 * deep, 0.60 * height, 20.0, 4), Ellipsoid(2.2, 0.28 * height, 6.5, 6.5, 16.0)
+    chest = Ellipsoid(0.6, 0.62 * height, 1.02 * deep, 0.60 * height, 20.0, 4)
+    apex = Ellipsoid(2.2, 0.28 * height, 6.5, 6.5, 16.0)
     lung = chords([chest, apex]) * smoothstep(1.5, 0.0, (Y - dome).astype(np.float32))
     heart = chords(
         [
@@ -70,8 +71,8 @@ def _lateral_bones(patient: Patient, deep: float) -> Map:
     place = (Y - TOP) / 2.4
     phase = place - np.floor(place)
     centre = back + 1.2 * np.sin((Y + 2) / 12)
-    body = smoothstep(1.7, 1.4, np.abs(X - centre).astype(np.float32)) * smoothstep(0.02, 0.12, np.minimum(phase, 1 - phase))
-    out += np.float32(0.9) * body
+    body = smoothstep(1.7, 1.4, np.abs(X - centre))
+    out += np.float32(0.9) * body * smoothstep(0.02, 0.12, np.minimum(phase, 1 - phase))
     x, y = spline([(-deep + 1.8, 3.5), (-deep - 0.3, 9.0), (-deep - 0.6, 16.0)], 200)
     parts = [tubes(x, y, 0.6, 1.0, shell=0.5, across=13)]
     for index in range(10):

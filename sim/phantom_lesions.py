@@ -16,7 +16,7 @@ AIR_DENSITY = 0.09  # of a pleural space filled with air; not 0, since some lung
 
 @dataclass
 class Tissue:
-    """The lungs while they are being drawn: density 0 to 1 of water, and centimetres of water on top; changed in place."""
+    """The lungs while they are drawn: density 0 to 1 of water, and centimetres of water on top; changed in place."""
 
     density: Map
     extra: Map
@@ -24,9 +24,9 @@ class Tissue:
 
 
 def heart_ratio(patient: Patient, lesions: tuple[Lesion, ...]) -> float:
-    """The cardiothoracic ratio to draw: the patient's own, or 0.55 to 0.68 with cardiomegaly."""
+    """The cardiothoracic ratio to draw: the patient's own, or 0.53 to 0.66 with cardiomegaly."""
     sizes = [lesion.size for lesion in lesions if lesion.finding == CARDIOMEGALY]
-    return 0.55 + 0.13 * max(sizes) if sizes else patient.heart_ratio
+    return 0.53 + 0.13 * max(sizes) if sizes else patient.heart_ratio
 
 
 def apply_lesions(tissue: Tissue, lesions: tuple[Lesion, ...], chest: Chest, pose: Pose) -> None:
@@ -50,7 +50,7 @@ def _side(lesion: Lesion) -> Map:
 
 
 def _effusion(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> None:
-    """Fluid that sinks to the base and climbs the wall (the meniscus); lying down it is a veil that thickens downwards."""
+    """Fluid that sinks to the base and climbs the wall (the meniscus); in a lying patient a veil, thicker downwards."""
     top = chest.tops[0] if lesion.side < 0 else chest.tops[1]
     across = np.clip(chest.across, 0, 1)
     level = top + 2.4 - (1.0 + 9.5 * lesion.size)
@@ -82,14 +82,14 @@ def _pneumothorax(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> N
 
 
 def _nodule(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> None:
-    """A ball of 9 to 26 mm with a slightly lobed outline."""
+    """A ball of 11 to 26 mm with a slightly lobed outline."""
     x, y = lesion_place(lesion, chest)
-    radius = 0.45 + 0.85 * lesion.size
+    radius = 0.55 + 0.75 * lesion.size
     dx, dy = X - np.float32(x), Y - np.float32(y)
     angle = np.arctan2(dy, dx)
     lobes = 1 + 0.07 * np.sin(3 * angle + lesion.seed % 11) + 0.04 * np.sin(5 * angle + lesion.seed % 5)
     ball = 2 * radius * np.sqrt(np.maximum(1 - (dx * dx + dy * dy) / np.square(radius * lobes), 0))
-    tissue.extra += (1.5 * np.minimum(ball, chest.cavity)).astype(np.float32)
+    tissue.extra += (2.0 * np.minimum(ball, chest.cavity)).astype(np.float32)
 
 
 def _consolidate(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> None:

@@ -1,8 +1,8 @@
 """Who is imaged and how: a phantom patient, the lesions a patient has, and the pose of one exposure.
 
-A patient's anatomy follows from a few numbers and a seed and is the same in all pictures of the patient; the pose is drawn for
-every picture. Sizes are in centimetres and roughly those of adults (heart and thorax: Danzer, Am J Med Sci 157, 1919, for the
-cardiothoracic ratio).
+A patient's anatomy follows from a few numbers and a seed and is the same in all pictures of the patient; the pose is
+drawn for every picture. Sizes are in centimetres and roughly those of adults (heart and thorax: Danzer, Am J Med Sci
+157, 1919, for the cardiothoracic ratio).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bones and vessels of the phantom, drawn as tubes: ribs, spine, collar bones, shoulder blades, the branching lung vessels."""
+"""Bones and vessels of the phantom, drawn as tubes: ribs, collar bones, shoulder blades, the branching lung vessels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import numpy as np
 
 from sim.phantom_anatomy import Chest, cavity_edges
 from sim.phantom_patient import Patient, Pose
-from sim.phantom_strokes import PITCH, TOP, Ellipsoid, Map, Points, X, Y, chords, empty, splat, spline, tubes, window
+from sim.phantom_strokes import (
+    PITCH,
+    TOP,
+    Ellipsoid,
+    Floats,
+    Map,
+    Points,
+    X,
+    Y,
+    chords,
+    empty,
+    splat,
+    spline,
+    tubes,
+    window,
+)
 
 RIBS = 10
 
@@ -19,14 +34,15 @@ def bones(patient: Patient, pose: Pose) -> Map:
 
 
 def ribs(patient: Patient, pose: Pose) -> Points:
-    """Ribs as tilted ellipses in space: the back arches almost level, the front runs down and inwards, the wall is dense.
+    """Ribs as tilted ellipses in space: the back is almost level, the front runs down and inwards, the wall is dense.
 
     Each rib starts beside the spine at the back, meets the wall of the thorax at the side and ends at its cartilage.
     """
     height = patient.lung_height * pose.inspiration
+    uneven = np.random.default_rng((patient.seed, 4)).normal(0, 1, (2, RIBS))  # no two ribs are quite alike
     index = np.arange(RIBS, dtype=np.float32)
-    start = -1.3 + patient.rib_spacing * (index + 0.012 * index**2) * (0.7 + 0.3 * pose.inspiration)
-    fall = patient.rib_drop * np.interp(index, [0, 2, 5, 8, 10], [2.6, 6.0, 9.0, 10.5, 9.5])
+    start = -1.3 + patient.rib_spacing * (index + 0.012 * index**2) * (0.7 + 0.3 * pose.inspiration) + 0.1 * uneven[0]
+    fall = patient.rib_drop * np.interp(index, [0, 2, 5, 8, 10], [2.6, 6.0, 9.0, 10.5, 9.5]) + 0.25 * uneven[1]
     lateral = cavity_edges(patient, height)[0][:, 0]
     half = np.interp(start + 0.5 * fall, Y[:, 0], lateral) + 0.35
     ends = np.interp(index, [0, 1, 6, 8, 10], [0.55, 0.6, 0.66, 0.45, 0.1]) * np.pi / 2
@@ -43,12 +59,12 @@ def ribs(patient: Patient, pose: Pose) -> Points:
     front = np.clip((angle - np.pi / 2) * 2, 0, 1)
     radius = (0.36 + (0.26 + 0.10 * front) * flat) * np.interp(index, [0, 3], [0.9, 1.0])[:, None]
     depth = 0.72 * (1 - 0.40 * front) * np.clip(10 * share, 0.4, 1) * np.clip(4 * (1 - share), 0, 1)
+    thin = np.interp(index, [0, 3], [0.9, 0.0])[:, None]  # the upper ribs fold so tightly that their turn would glare
+    depth = depth * (1 - thin * (1 - flat) ** 2)
     turned = 0.5 * pose.turn * -np.cos(angle)  # the front moves one way, the back the other
     xs = np.concatenate([x + turned, -x + turned]).astype(np.float32)
-    two = (2, 1)
-    return tubes(
-        xs, np.tile(y, two), np.tile(radius, two), np.tile(depth, two), shell=0.62, length=np.tile(length, two), across=13
-    )
+    ys, radii, depths, lengths = (np.tile(one, (2, 1)) for one in (y, radius, depth, length))
+    return tubes(xs, ys, radii, depths, shell=0.62, length=lengths, across=13)
 
 
 def spine(patient: Patient) -> Map:
@@ -68,7 +84,7 @@ def spine(patient: Patient) -> Map:
     pedicle = np.exp(-np.square((ring - 1) / 0.3))
     process = np.exp(-np.square(x / 0.28) - np.square((phase - 0.8) / 0.16))
     wings = np.exp(-np.square((phase - 0.35) / 0.13)) * np.clip((3.0 - np.abs(x)) * 2, 0, 1)
-    out[rows, columns] = 0.42 * body + 0.16 * plate + 0.20 * pedicle + 0.26 * process + 0.10 * wings
+    out[rows, columns] = 0.34 * body + 0.12 * plate + 0.15 * pedicle + 0.20 * process + 0.08 * wings
     return out
 
 
@@ -87,7 +103,7 @@ def collar_bones(pose: Pose) -> list[Points]:
 
 
 def shoulder_blades(patient: Patient, pose: Pose) -> list[Points]:
-    """Borders and ridges of the scapulae and the upper arms: turned out of the lungs when standing, over them when lying."""
+    """Edges of the scapulae, and the upper arms: turned out of the lungs when standing, over them when lying."""
     out = []
     inner = _blade(patient, pose)
     for side in (-1, 1):
@@ -99,7 +115,8 @@ def shoulder_blades(patient: Patient, pose: Pose) -> list[Points]:
             out.append(tubes(x, y, size, depth, shell=0.4, across=9))
         arm = inner + 7.2
         away = 0.0 if pose.supine else 1.5
-        x, y = spline([(side * (arm - 0.9), 2.0), (side * (arm + away), 12.0), (side * (arm + 0.3 + 3 * away), 36.0)], 300)
+        humerus = [(arm - 0.9, 2.0), (arm + away, 12.0), (arm + 0.3 + 3 * away, 36.0)]
+        x, y = spline([(side * px, py) for px, py in humerus], 300)
         out.append(tubes(x, y, 1.15, 1.5, shell=0.6, across=19))
     return out
 
@@ -117,17 +134,22 @@ def _blade(patient: Patient, pose: Pose) -> float:
 
 
 def vessels(patient: Patient, chest: Chest, pose: Pose) -> Map:
-    """The thickness in cm of the lung vessels: trees that branch from both hila, larger below than above when standing."""
+    """The thickness in cm of the lung vessels: trees from both hila, larger below than above when standing."""
     rng = np.random.default_rng((patient.seed, 1))
     hilum = 0.40 * patient.lung_height * (0.3 + 0.7 * pose.inspiration)
-    place, heading, radius = [], [], []
-    for side, y in ((-1, hilum), (1, hilum - 1.0)):
+    place: list[Floats] = []
+    heading: list[Floats] = []
+    radius: list[Floats] = []
+    for side, level in ((-1, hilum), (1, hilum - 1.0)):
         angles = np.deg2rad(np.array([-72, -48, -25, -5, 15, 35, 52, 66, 80]) + rng.normal(0, 6, 9))
-        place.append(np.stack([np.full(9, side * 3.3 + chest.centre * 0.4), y + 1.4 * np.sin(angles)], axis=1))
+        place.append(np.stack([np.full(9, side * 3.3 + chest.centre * 0.4), level + 1.4 * np.sin(angles)], axis=1))
         heading.append(np.stack([side * np.cos(angles), np.sin(angles)], axis=1))
         upper = 0.8 if pose.supine else 0.62
         radius.append(rng.uniform(0.85, 1.15, 9) * np.where(angles < 0, 0.36 * upper, 0.36))
     out = _trunks(chest, hilum)
+    at: Floats
+    way: Floats
+    size: Floats
     at, way, size = np.concatenate(place), np.concatenate(heading), np.concatenate(radius)
     for generation in range(6):
         x, y, at, way = _grow(rng, at, way, size)
@@ -137,7 +159,7 @@ def vessels(patient: Patient, chest: Chest, pose: Pose) -> Map:
     return splat(out)
 
 
-def _grow(rng: np.random.Generator, at: Map, way: Map, size: Map) -> tuple[Map, Map, Map, Map]:
+def _grow(rng: np.random.Generator, at: Floats, way: Floats, size: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """One gently curved segment for each branch; returns its stations [branches, S] and where and how it ends."""
     count = len(size)
     length = np.minimum(5.2 * np.sqrt(size) * rng.uniform(0.6, 1.2, count), 4.0)[:, None]
@@ -148,10 +170,11 @@ def _grow(rng: np.random.Generator, at: Map, way: Map, size: Map) -> tuple[Map, 
     y = at[:, 1:] + length * (way[:, 1:] * share + normal[:, 1:] * bend * share**2)
     end = way + 2 * bend * normal
     end /= np.hypot(end[:, 0], end[:, 1])[:, None]
-    return x.astype(np.float32), y.astype(np.float32), np.stack([x[:, -1], y[:, -1]], axis=1), end
+    return x, y, np.stack([x[:, -1], y[:, -1]], axis=1), end
 
 
-def _branch(rng: np.random.Generator, at: Map, way: Map, size: Map) -> tuple[Map, Map, Map]:
+def _branch(rng: np.random.Generator, at: Floats, way: Floats, size: Floats) -> tuple[Floats, Floats, Floats]:
+    """Each branch in two, the one that goes on straighter the thicker; the thinnest end."""
     angle = rng.uniform(0.2, 0.62, len(size)) * rng.choice([-1, 1], len(size))
     pairs = [(0.55 * angle, 0.84), (-angle, 0.66)]
     turned = [
@@ -172,8 +195,8 @@ def _trunks(chest: Chest, hilum: float) -> list[Points]:
         [(-2.4, hilum - 1.2), (-4.2, hilum - 2.6), (-5.2, hilum - 5.0)],
         [(2.6, hilum - 1.8), (4.3, hilum - 3.2), (5.2, hilum - 5.4)],
     ]
-    for points, radius in zip(curves, (0.72, 0.72, 0.42, 0.42), strict=True):
+    for points, thick in zip(curves, (0.72, 0.72, 0.42, 0.42), strict=True):
         x, y = spline([(px + 0.4 * chest.centre, py) for px, py in points], 90)
-        size = (radius * np.linspace(1, 0.6, x.shape[1], dtype=np.float32))[None, :]
+        size = (thick * np.linspace(1, 0.6, x.shape[1], dtype=np.float32))[None, :]
         out.append(tubes(x, y, size, 1.8 * size, across=11))
     return out

@@ -1,21 +1,22 @@
 """The drawing board of the phantoms: a canvas in centimetres, ellipsoids, and tubes drawn by scattering their volume.
 
-Everything is drawn as a map of path lengths: how many centimetres of a material a vertical ray crosses at each place. Path
-lengths add up as they do for X-rays, so that overlapping ribs, vessels and heart need no special care.
+Everything is drawn as a map of path lengths: how many centimetres of a material a vertical ray crosses at each place.
+Path lengths add up as they do for X-rays, so that overlapping ribs, vessels and heart need no special care.
 
-Coordinates: x grows to the patient's left (the right of the picture), y grows downwards, the origin lies in the midline at
-the level of the lung apices; both in centimetres.
+Coordinates: x grows to the patient's left (the right of the picture), y grows downwards, the origin lies in the
+midline at the level of the lung apices; both in centimetres.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Map = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 PITCH = 0.115  # cm; a rib is ten pixels high, and the picture is interpolated from here to the scanner's matrix
 LEFT, TOP, COLUMNS, ROWS = -23.0, -9.0, 400, 408
@@ -25,7 +26,7 @@ Y: Map = (TOP + PITCH * np.arange(ROWS, dtype=np.float32))[:, None]
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid seen from the front: centre and half axes in cm, `depth` its full thickness in cm, `turn` in degrees."""
+    """An ellipsoid seen from the front: centre, half axes and full thickness `depth` in cm, `turn` in degrees."""
 
     x: float
     y: float
@@ -92,13 +93,20 @@ def splat(points: list[Points]) -> Map:
 
 
 def tubes(
-    x: Map, y: Map, radius: Map | float, depth: Map | float, *, shell: float = 0.0, length: Map | None = None, across: int = 7
+    x: Floats,
+    y: Floats,
+    radius: Floats | float,
+    depth: Floats | float,
+    *,
+    shell: float = 0.0,
+    length: Floats | None = None,
+    across: int = 7,
 ) -> Points:
-    """Curved tubes [tubes, stations] of a half width `radius` and a central thickness `depth` in cm, as points to splat.
+    """Curved tubes [tubes, stations] of half width `radius` and central thickness `depth` in cm, as points to splat.
 
-    `shell` 0 to 1 is how much of the inside is hollow, which leaves the bright outlines of cortical bone. `length` is the
-    true length in cm of each station where the tube also runs towards the viewer; a tube seen end-on is then denser.
-    `across` points lie side by side; they should not be further apart than pixels are.
+    `shell` 0 to 1 is how much of the inside is hollow, which leaves the bright outlines of cortical bone. `length` is
+    the true length in cm of each station where the tube also runs towards the viewer; a tube seen end-on is then
+    denser. `across` points lie side by side; they should not be further apart than pixels are.
     """
     dx, dy = np.gradient(x, axis=1), np.gradient(y, axis=1)
     step = np.hypot(dx, dy) + np.float32(1e-6)
@@ -122,7 +130,7 @@ def spline(points: list[tuple[float, float]], stations: int) -> tuple[Map, Map]:
     return x, y
 
 
-def smoothstep(edge0: float, edge1: float, value: Map) -> Map:
+def smoothstep(edge0: float, edge1: float, value: Floats) -> Map:
     """0 below `edge0`, 1 above `edge1`, smooth in between."""
     t = np.clip((value - np.float32(edge0)) / np.float32(edge1 - edge0), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)

@@ -50,7 +50,7 @@ _SAME = {  # other spellings of one finding, folded, to the name used above
     "infiltrates": "Infiltration",
 }
 
-_UNCERTAIN = {"ones": 1.0, "zeros": 0.0, "soft": 0.5, "ignore": np.nan}
+UNCERTAIN_VALUES = {"ones": 1.0, "zeros": 0.0, "soft": 0.5, "ignore": np.nan}
 
 
 class Mark(StrEnum):
@@ -169,7 +169,7 @@ def prevalence(labels_NC: NDArray[np.float32], findings: tuple[str, ...]) -> dic
 
 
 def _number(mark: Mark, uncertain: str) -> float:
-    return {Mark.POSITIVE: 1.0, Mark.NEGATIVE: 0.0, Mark.UNCERTAIN: _UNCERTAIN[uncertain]}[mark]
+    return {Mark.POSITIVE: 1.0, Mark.NEGATIVE: 0.0, Mark.UNCERTAIN: UNCERTAIN_VALUES[uncertain]}[mark]
 
 
 def _stronger(mark: Mark, other: Mark | None) -> Mark:

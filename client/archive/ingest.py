@@ -1,0 +1,257 @@
+"""The hospital's archive becomes a training cache: list, prepare what is new in worker processes, commit, and finish.
+
+    source -> new or changed items -> workers -> shards + manifest (committed every few seconds) -> finish -> cache.json
+
+Files are worked through in the order of keys under the hospital's secret, so that neither shards nor rows tell the archive's
+order. Whatever ends an ingest, what was committed stays, the cache of the last complete ingest stays valid, and the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.archive import finish
+from client.archive.cache import VIEWS, append_pictures, shard_name, shard_rows
+from client.archive.files import locked, private_folder
+from client.archive.finish import Summary
+from client.archive.identity import age_code, load_secret, scanner_code, sex_code
+from client.archive.labelbook import load_labels
+from client.archive.manifest import Entry, Manifest
+from client.archive.open_source import open_source
+from client.archive.prepare import About, Job, Prepared, Settings, Unread, prepare
+from client.archive.reasons import Reason
+from client.archive.select import Rules
+from client.archive.sources import Item, Source, SourceLost
+from client.archive.workers import Failed, Pool
+from client.site import Site
+from cxrbase_model.plan import DataSpec
+from cxrbase_model.settings import SettingsError, digest, load_yaml, read
+
+PIXELS_VERSION = 1  # counts changes of the code that alter pixels; another one prepares everything again
+
+_COMMIT_ROWS, _COMMIT_SECONDS = 256, 5.0
+_RETRY = -1  # stands for the change of a file that could not be read, so that the next ingest tries it again
+_LOST_SHARE = 0.5
+
+Progress = Callable[[int, int], None]  # files done, files to do
+
+
+class IngestStopped(RuntimeError):
+    """The ingest cannot go on; the text says why and what to do. What was committed stays, and so does the last cache."""
+
+
+def ingest(
+    site: Site, spec: DataSpec, *, progress: Progress | None = None, again: bool = False, accept_loss: bool = False
+) -> Summary:
+    """Bring the cache of a site up to date with its archive and a plan's data specification.
+
+    again: prepare every file anew. accept_loss: go on although more than half of the known files are gone.
+    Raises SettingsError for a wrong site file, label file or rule file, SourceLost where the archive is not there, and
+    IngestStopped where the disk is full, another ingest runs, or most files are gone.
+    """
+    private_folder(site.private)
+    private_folder(site.cache_folder)
+    with locked(site.private / "ingest.lock") as free:
+        if not free:
+            raise IngestStopped("another ingest of this site is running; wait for it or stop it")
+        with _full_disk_is_told(), closing(Manifest(site.private / "manifest.sqlite")) as manifest:
+            return _Ingest(site, spec, manifest, progress).run(again=again, accept_loss=accept_loss)
+
+
+def read_rules(site: Site) -> Rules:
+    """The site's rule file, or the default rules."""
+    if site.rules is None:
+        return Rules()
+    try:
+        return read(Rules, load_yaml(site.rules))
+    except SettingsError as error:
+        raise SettingsError(f"{site.rules}: {error}") from None
+
+
+@dataclass
+class _Listing:
+    """What the archive holds against what the manifest knows."""
+
+    todo: list[Item]
+    gone: list[str]
+    unchanged: int
+
+
+class _Ingest:
+    """One ingest, from the listing to the summary."""
+
+    def __init__(self, site: Site, spec: DataSpec, manifest: Manifest, progress: Progress | None) -> None:
+        self.site, self.spec, self.manifest = site, spec, manifest
+        self.progress = progress or (lambda done, total: None)
+        self.secret = load_secret(site.private)
+        self.settings = Settings(spec=spec, rules=read_rules(site), limits=site.limits, patient=getattr(site.archive, "patient", "id"))
+        self.source: Source = open_source(site)
+        self.forgotten = manifest.forgotten()
+        self.pending: list[tuple[Entry, NDArray[np.uint8] | None]] = []
+        self.left_out = 0  # files of patients who asked to be forgotten
+
+    def run(self, *, again: bool, accept_loss: bool) -> Summary:
+        """See `ingest`."""
+        started = time.monotonic()
+        self._check_secret()
+        self._check_pixels(again)
+        listing = self._list()
+        self._check_loss(listing, accept_loss)
+        book = load_labels(self.site, self.spec, self.source, self.secret)  # before hours of work: its errors come now
+        with self.manifest.transaction():
+            self.manifest.mark_gone(listing.gone)
+        try:
+            self._prepare_all(listing.todo)
+        finally:
+            self._commit()
+        summary = finish.finish(self.site, self.spec, self.manifest, self.secret, book, self.left_out)
+        return summary.timed(time.monotonic() - started, new=len(listing.todo), unchanged=listing.unchanged)
+
+    def _check_secret(self) -> None:
+        proof = self.secret.key("proof", "manifest").hex()
+        if self.manifest.fact("secret", proof) != proof:
+            raise SettingsError(
+                "private/secret.key is another one than at the last ingest; put it back, or move the private folder away"
+            )
+
+    def _check_pixels(self, again: bool) -> None:
+        """Start over where the pictures would now be made in another way."""
+        how = (PIXELS_VERSION, self.spec.image_size, self.spec.aspect, self.spec.remove_borders, self.settings.patient)
+        pixels = digest({"how": list(how), "rules": self.settings.rules, "kind": self.site.archive.kind})
+        if self.manifest.fact("pixels", pixels) != pixels or again:
+            with self.manifest.transaction():
+                self.manifest.start_over()
+                self.manifest.set_fact("pixels", pixels)
+
+    def _list(self) -> _Listing:
+        known = self.manifest.prints()
+        todo, unchanged = [], 0
+        seen = set()
+        for item in self.source.items():
+            if item.key in seen:  # a zip may hold two members of one name; the first is used
+                continue
+            seen.add(item.key)
+            if known.get(item.key) == (item.size, item.changed, self._facts_print(item)):
+                unchanged += 1
+            else:
+                todo.append(item)
+        if not seen:
+            raise SourceLost("archive: holds no files; is it plugged in and mounted, and is archive.path right?")
+        todo.sort(key=lambda item: self.secret.key("file", item.key))
+        return _Listing(todo, [name for name in known if name not in seen], unchanged)
+
+    def _check_loss(self, listing: _Listing, accept_loss: bool) -> None:
+        known = len(listing.gone) + listing.unchanged
+        if not accept_loss and known >= 20 and len(listing.gone) > _LOST_SHARE * known:
+            raise IngestStopped(
+                f"{len(listing.gone)} of {known} known files are gone from the archive; is all of it mounted? "
+                "If they are gone for good, run again with --accept-loss"
+            )
+
+    def _prepare_all(self, items: list[Item]) -> None:
+        if not items:
+            return
+        limits = self.site.limits
+        jobs = (Job(item, self.settings) for item in items)
+        saved = time.monotonic()
+        self.progress(0, len(items))
+        workers = min(self.site.compute.workers, len(items))
+        with Pool(prepare, count=workers, seconds=limits.seconds, memory=limits.memory << 20) as pool:
+            for done, (job, result) in enumerate(pool.run(jobs), start=1):
+                self._take(job.item, result)
+                if len(self.pending) >= _COMMIT_ROWS or time.monotonic() - saved > _COMMIT_SECONDS:
+                    self._commit()
+                    saved = time.monotonic()
+                self.progress(done, len(items))
+
+    def _take(self, item: Item, result: Prepared | Unread | Failed) -> None:
+        changed = item.changed
+        if isinstance(result, Unread):
+            if not self.source.present():
+                raise SourceLost("archive: went away during the ingest; what was read is kept, run again when it is back")
+            result, changed = Prepared(About(), reason=Reason.UNREADABLE), _RETRY
+        if isinstance(result, Failed):
+            result = Prepared(About(), reason=result.reason)
+        entry = self._entry(item, changed, result)
+        if entry.patient in self.forgotten:
+            self.left_out += 1
+            return
+        self.pending.append((entry, result.picture))
+
+    def _entry(self, item: Item, changed: int, result: Prepared) -> Entry:
+        about = result.about
+        view = about.view if about.view in VIEWS else "OTHER"
+        return Entry(
+            name=item.key, size=item.size, changed=changed, facts=self._facts_print(item), prepared=result.reason or "",
+            row_key=self.secret.key("row", about.uid or item.key),
+            uid=self._key("uid", about.uid), accession=self._key("accession", about.accession),
+            patient=self._key("patient", about.patient), pixels=result.pixel_hash or None,
+            sex=sex_code(about.sex), age_band=age_code(about.age), view=VIEWS.index(view),
+            scanner=scanner_code(about.modality, about.maker), device=f"{about.maker} {about.model}".strip()[:80],
+            height=result.height, width=result.width,
+        )  # fmt: skip
+
+    def _key(self, purpose: str, identifier: str) -> bytes | None:
+        return self.secret.key(purpose, identifier) if identifier else None
+
+    def _facts_print(self, item: Item) -> str:
+        return self.secret.key("facts", repr(item.facts)).hex() if item.facts else ""
+
+    def _commit(self) -> None:
+        """Write what is pending: first the pictures, then, in one transaction, the entries that point at them."""
+        pending, self.pending = self.pending, []
+        pictures = [(entry, picture) for entry, picture in pending if picture is not None]
+        shards = self.manifest.shards()
+        placed: list[Entry] = [entry for entry, picture in pending if picture is None]
+        counts: dict[int, int] = {}
+        while pictures:
+            height, width = pictures[0][1].shape
+            number, rows = self._open_shard(shards, counts, shard_rows(height, width))
+            chunk, pictures = pictures[: shard_rows(height, width) - rows], pictures[shard_rows(height, width) - rows :]
+            path = self.site.cache_folder / shard_name(number)
+            counts[number] = append_pictures(path, rows, (picture for _, picture in chunk), height * width)
+            placed += [_place(entry, number, rows + index) for index, (entry, _) in enumerate(chunk)]
+        with self.manifest.transaction():
+            self.manifest.put(placed)
+            for number, rows in counts.items():
+                self.manifest.set_shard(number, rows)
+
+    def _open_shard(self, shards: dict[int, tuple[int, str]], counts: dict[int, int], full: int) -> tuple[int, int]:
+        """Number and rows of the shard that the next picture goes to."""
+        last = max([*shards, *counts], default=0)
+        rows = counts.get(last, shards.get(last, (full, ""))[0])
+        if last and rows < full:
+            return last, rows
+        return finish.next_shard(self.site.cache_folder, [*shards, *counts]), 0
+
+
+def _place(entry: Entry, shard: int, slot: int) -> Entry:
+    return dataclasses.replace(entry, shard=shard, slot=slot)
+
+
+@contextmanager
+def _full_disk_is_told() -> Iterator[None]:
+    """Turn the ways in which a full disk shows into one clear stop."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise IngestStopped(_FULL) from None
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error) and "I/O" not in str(error):
+            raise
+        raise IngestStopped(_FULL) from None
+
+
+_FULL = "the disk of the private folder is full; make room and run again: it goes on, and the last complete cache is still valid"

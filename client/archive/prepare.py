@@ -1,0 +1,156 @@
+"""What a worker does with one file: read, select, render, resize. Everything known of it goes back in one `Prepared`.
+
+Identifiers travel from the worker to the ingest over a pipe and become keys there; they are not written down anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass, replace
+from io import BytesIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from client.archive.identity import age_years, years_between
+from client.archive.pixels import decode_image_file, fit, render
+from client.archive.reasons import Excluded, Reason
+from client.archive.select import Rules, classify
+from client.archive.sources import Facts, Item
+from client.site import Limits
+from cxrbase_model.plan import DataSpec
+
+_MIB = 1 << 20
+_IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every file is prepared with."""
+
+    spec: DataSpec
+    rules: Rules
+    limits: Limits
+    patient: str = "id"  # or study: what tells patients apart
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file and how to prepare it."""
+
+    item: Item
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class About:
+    """What a header or a CSV says of a picture; empty or None where it says nothing."""
+
+    uid: str = ""
+    accession: str = ""
+    patient: str = ""
+    sex: str = ""
+    age: float | None = None
+    view: str = "unknown"
+    modality: str = ""
+    maker: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The picture as the cache takes it, uint8 [H, W], or the reason why it is left out."""
+
+    about: About
+    picture: NDArray[np.uint8] | None = None
+    pixel_hash: bytes = b""
+    height: int = 0
+    width: int = 0
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The file could not be read from its disk or server; it may be the file, or the archive may be gone."""
+
+
+def prepare(job: Job) -> Prepared | Unread:
+    """Prepare one file; never raises for anything in it but MemoryError, which is the pool's to handle."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of odd values and quotes them
+        return _prepare(job)
+
+
+def _prepare(job: Job) -> Prepared | Unread:
+    about = About()
+    try:
+        data = job.item.read(job.settings.limits.file * _MIB)
+        if job.item.facts is not None and data.startswith(_IMAGE_MAGIC):
+            about = _with_facts(about, job.item.facts)
+            picture = decode_image_file(data)
+        else:
+            dataset = read_dicom(data)
+            about = _with_facts(about_header(dataset, job.settings.patient), job.item.facts)
+            if job.settings.patient == "id" and not about.patient:
+                raise Excluded(Reason.NO_PATIENT)
+            about = replace(about, view=str(classify(dataset, job.settings.rules)))
+            picture = render(dataset, job.settings.rules)
+        return _fitted(about, picture, job.settings.spec)
+    except Excluded as excluded:
+        return Prepared(about, reason=excluded.reason)
+    except OSError:
+        return Unread()
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  # parsers and decoders raise anything on hostile bytes; the text may quote a header
+        return Prepared(about, reason=Reason.UNREADABLE)
+
+
+def read_dicom(data: bytes) -> Dataset:
+    """A data set with or without preamble (PS3.10 7.1); Excluded(NOT_DICOM) where the bytes do not begin like one."""
+    preamble = data[128:132] == b"DICM"
+    if not preamble and data[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):  # group 0002, 0008, and 0008 in big endian
+        raise Excluded(Reason.NOT_DICOM)
+    dataset = pydicom.dcmread(BytesIO(data), force=not preamble)
+    if not len(dataset):  # cut off within its pixels, of which pydicom keeps nothing; the header is there all the same
+        dataset = pydicom.dcmread(BytesIO(data), force=not preamble, stop_before_pixels=True)
+    return dataset
+
+
+def about_header(dataset: Dataset, patient: str) -> About:
+    """What the header says (PS3.3 C.7.1.1, C.7.2, C.7.5.1); `patient` says what tells patients apart, id or study."""
+    birth, study = _text(dataset, "PatientBirthDate"), _text(dataset, "StudyDate")
+    age = age_years(_text(dataset, "PatientAge"))
+    return About(
+        uid=_text(dataset, "SOPInstanceUID"),
+        accession=_text(dataset, "AccessionNumber"),
+        patient=_text(dataset, "PatientID" if patient == "id" else "StudyInstanceUID"),
+        sex=_text(dataset, "PatientSex"),
+        age=years_between(birth, study) if age is None else age,
+        modality=_text(dataset, "Modality"),
+        maker=_text(dataset, "Manufacturer"),
+        model=_text(dataset, "ManufacturerModelName"),
+    )
+
+
+def _with_facts(about: About, facts: Facts | None) -> About:
+    """What a CSV says of a picture goes before what its header says."""
+    if facts is None:
+        return about
+    told = {"patient": facts.patient, "sex": facts.sex, "maker": facts.scanner, "view": facts.view.strip().upper()}
+    age = age_years(facts.age)
+    return replace(about, **{name: text for name, text in told.items() if text}, age=about.age if age is None else age)
+
+
+def _fitted(about: About, picture: NDArray[np.generic], spec: DataSpec) -> Prepared:
+    fitted = fit(picture, spec)
+    digest = hashlib.sha256(fitted.tobytes()).digest()[:16]
+    return Prepared(about, fitted, digest, height=picture.shape[0], width=picture.shape[1])
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value = dataset.get(keyword)
+    return "" if value is None else str(value).strip()

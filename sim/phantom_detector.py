@@ -45,7 +45,9 @@ def expose(water: Map, bone: Map, scanner: Scanner, pose: Pose, rng: np.random.G
     log += np.float32(scanner.detail) * (np.float32(0.35) * coarse + np.float32(0.9) * fine)
     full = _to_matrix(log, scanner, pose)
     grain = rng.standard_normal(full.shape, dtype=np.float32)
-    full += grain * np.float32(scanner.noise) * np.exp(np.clip(full - 1.8, -1.5, 2.5) / 2)
+    grain *= np.exp(np.clip(0.5 * full - 0.9, -0.75, 1.25))  # the fewer photons come through, the noisier the logarithm
+    grain *= np.float32(scanner.noise)
+    full += grain
     return finish(_window(full, scanner), scanner)
 
 
@@ -86,23 +88,27 @@ def _box(image: Map, size: float) -> Map:
 
 def _to_matrix(image: Map, scanner: Scanner, pose: Pose) -> Map:
     """Resample the canvas to the detector: tilted, shifted, with the lung apices an eighth of the way down."""
-    width, height = image.shape[1], image.shape[0]
+    wide, high = scanner.field * scanner.columns / scanner.rows / PITCH, scanner.field / PITCH  # canvas pixels
+    size = round(wide), round(high)
     angle = np.deg2rad(pose.tilt)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    across, down = wide / size[0], high / size[1]
     x, y = (pose.shift[0] - LEFT) / PITCH, (0.375 * scanner.field + pose.shift[1] - TOP) / PITCH
-    matrix = (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
-    turned = Image.fromarray(image).transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    half_y = scanner.field / PITCH / 2
-    half_x = half_y * scanner.columns / scanner.rows
-    box = (max(x - half_x, 0.0), max(y - half_y, 0.0), min(x + half_x, width), min(y + half_y, height))
-    return np.array(turned.resize((scanner.columns, scanner.rows), Image.Resampling.BICUBIC, box=box), np.float32)
+    matrix = (
+        *(cos * across, sin * down, x - cos * wide / 2 - sin * high / 2),
+        *(-sin * across, cos * down, y + sin * wide / 2 - cos * high / 2),
+    )
+    turned = Image.fromarray(image).transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    return np.array(turned.resize((scanner.columns, scanner.rows), Image.Resampling.BICUBIC), np.float32)
 
 
 def _window(full: Map, scanner: Scanner) -> Map:
-    """Grey values by the exposure's own histogram, as digital systems choose them, then the maker's curve."""
+    """Grey values by the exposure's own histogram, as digital systems choose them, then the maker's curve; in place."""
     rows, columns = full.shape
     middle = full[rows // 6 : -rows // 5 : 6, columns // 5 : -columns // 5 : 6]
     low, high = np.percentile(middle, [2, 97])
     margin = (high - low) * (0.30 / scanner.contrast - 0.08)
-    scaled = (full - (low - margin)) / (high - low + 1.5 * margin)
-    return np.asarray(np.clip(scaled, 0, 1) ** scanner.gamma, np.float32)
+    full -= np.float32(low - margin)
+    full /= np.float32(high - low + 1.5 * margin)
+    np.clip(full, 0, 1, out=full)
+    return np.power(full, np.float32(scanner.gamma), out=full)

@@ -113,10 +113,10 @@ def tubes(
     offset = ((np.arange(across, dtype=np.float32) + 0.5) * (2 / across) - 1)[None, None, :]
     hollow = 0.8
     profile = np.sqrt(1 - offset**2) - shell * hollow * np.sqrt(np.maximum(1 - (offset / hollow) ** 2, 0))
-    sideways = (radius / step)[..., None] * offset
-    volume = ((step if length is None else length) * radius * (2 / across) * depth)[..., None] * profile
-    points = (x[..., None] - dy[..., None] * sideways, y[..., None] + dx[..., None] * sideways, volume)
-    return Points(*(part.astype(np.float32).ravel() for part in points))
+    aside = radius / step
+    volume = (step if length is None else length) * radius * (2 / across) * depth
+    x, y, right, down, volume = (part.astype(np.float32)[..., None] for part in (x, y, -dy * aside, dx * aside, volume))
+    return Points((x + right * offset).ravel(), (y + down * offset).ravel(), (volume * profile).ravel())
 
 
 def spline(points: list[tuple[float, float]], stations: int) -> tuple[Map, Map]:

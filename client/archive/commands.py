@@ -11,8 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from client.archive.audit import audit, fields
 from client.archive.cache import verify_cache
 from client.archive.finish import Summary
+from client.archive.forget import forget
 from client.archive.ingest import ingest
 from client.archive.reasons import Reason
 from client.site import Site, read_site
@@ -43,6 +45,32 @@ def add_verify(commands: Any) -> None:
     parser.set_defaults(run=_verify)
 
 
+def add_audit(commands: Any) -> None:
+    """`audit SITE.yaml`."""
+    parser = commands.add_parser(
+        "audit",
+        help="list every field that is kept, and prove that nothing in the cache names anyone",
+        description="List every field of the cache, compare each file with what it may hold, search it for the identifiers of "
+        "all files of the archive, and render pictures again to compare them.",
+    )
+    parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
+    parser.add_argument("--pictures", type=int, default=64, metavar="N", help="pictures to render again (default 64)")
+    parser.set_defaults(run=_audit)
+
+
+def add_forget(commands: Any) -> None:
+    """`forget SITE.yaml --patient ID`."""
+    parser = commands.add_parser(
+        "forget",
+        help="remove every trace of a patient, and never take them again",
+        description="Remove a patient's pictures, labels, keys and file names from the private folder. One keyed hash stays, by "
+        "which later ingests leave the patient out. The archive and models that were trained before are not changed.",
+    )
+    parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
+    parser.add_argument("--patient", required=True, metavar="ID", help="the patient's identifier, as in the archive")
+    parser.set_defaults(run=_forget)
+
+
 def _ingest(arguments: argparse.Namespace) -> int:
     site, plan = read_site(arguments.site), read_plan(arguments.plan)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
@@ -61,6 +89,30 @@ def _verify(arguments: argparse.Namespace) -> int:
     site = read_site(arguments.site)
     index = verify_cache(site.cache_folder)
     console.print(f"{site.site}: {index.rows} pictures in {len(index.shards)} shards, every checksum is right")
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    site = read_site(arguments.site)
+    table = Table("file", "field", "what is kept", box=None, padding=(0, 1))
+    for row in fields():
+        table.add_row(*row)
+    console.print(table)
+    with console.status("comparing the cache with the archive"):
+        checks = audit(site, arguments.pictures)
+    for check in checks:
+        console.print(f"[green]ok[/green]    {check.text}" if check.passed else f"[red]WRONG[/red] {check.text}")
+    passed = all(check.passed for check in checks)
+    console.print(f"{site.site}: nothing in the cache names anyone." if passed else f"{site.site}: look at what is WRONG above.")
+    return 0 if passed else 1
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    site = read_site(arguments.site)
+    done = forget(site, arguments.patient)
+    spooled = f", {done.spooled} spooled files" if done.spooled else ""
+    console.print(f"{site.site}: removed {done.pictures} pictures and {done.files} entries{spooled}; the patient is not taken again.")
+    console.print("The archive itself, its label file, and models trained before are as they were.")
     return 0
 
 

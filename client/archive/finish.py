@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from client.archive.reasons import Reason
 from client.site import Site
 from cxrbase_model.labels import prevalence
 from cxrbase_model.plan import DataSpec
+from cxrbase_model.settings import canonical, read
 
 Table = dict[str, NDArray[Any]]
 
@@ -39,21 +41,25 @@ class Summary:
     new: int = 0
     unchanged: int = 0
     seconds: float = 0.0
-    rows: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     def timed(self, seconds: float, *, new: int, unchanged: int) -> Summary:
         """With the time the ingest took and how many files were prepared and known."""
         return replace(self, seconds=seconds, new=new, unchanged=unchanged)
 
 
-def finish(site: Site, spec: DataSpec, manifest: Manifest, secret: Secret, book: LabelBook, forgotten: int = 0) -> Summary:
-    """Make what the manifest knows the valid cache. Doing it again, or after it was interrupted, gives the same."""
+def finish(
+    site: Site, spec: DataSpec, manifest: Manifest, secret: Secret, book: LabelBook | None = None, forgotten: int = 0
+) -> Summary:
+    """Make what the manifest knows the valid cache. Doing it again, or after it was interrupted, gives the same.
+
+    book: the labels; without it those of the last time stay. forgotten: files left out since their patient asked for it.
+    """
     with manifest.transaction():
         manifest.decide()
     compact(site.cache_folder, manifest, spec.image_size)
     used = manifest.used()
     shards = list(_checked_shards(site.cache_folder, manifest, spec.image_size))
-    labels, matched = book.labels(used)
+    labels, unmatched = _labels(used, spec, manifest, book)
     table = _table(used, labels, {number: index for index, (number, _) in enumerate(shards)}, secret, spec)
     excluded = {reason: count for reason, count in manifest.counts().items() if reason}
     if forgotten:
@@ -61,7 +67,29 @@ def finish(site: Site, spec: DataSpec, manifest: Manifest, secret: Secret, book:
     shape = (spec.image_size, spec.image_size)
     write_cache(site.cache_folder, spec, shape, [shard for _, shard in shards], table, excluded)
     write_private(site.private / "exclusions.csv", _exclusions(manifest))
-    return _summary(table, spec, excluded, unmatched=len(book) - matched)
+    return _summary(table, spec, excluded, unmatched)
+
+
+def recorded_spec(manifest: Manifest) -> DataSpec | None:
+    """The data specification of the last finished ingest."""
+    text = manifest.fact("spec", "")
+    return read(DataSpec, json.loads(text)) if text else None
+
+
+def _labels(
+    used: list[Entry], spec: DataSpec, manifest: Manifest, book: LabelBook | None
+) -> tuple[NDArray[np.float32], int]:
+    """The labels of the used pictures, and how many label rows belong to none; what is new of them is noted in the manifest."""
+    if book is None:
+        unknown = np.full(len(spec.findings), np.nan, np.float32).tobytes()
+        noted = b"".join(entry.labels or unknown for entry in used)
+        return np.frombuffer(noted, np.float32).reshape(len(used), len(spec.findings)), 0
+    labels, matched = book.labels(used)
+    rows = zip(used, (row.tobytes() for row in labels), strict=True)
+    with manifest.transaction():
+        manifest.note_labels((row, entry.name) for entry, row in rows if row != entry.labels)
+        manifest.set_fact("spec", canonical(spec))
+    return labels, len(book) - matched
 
 
 def next_shard(folder: Path, numbers: Iterable[int]) -> int:
@@ -128,7 +156,7 @@ def _exclusions(manifest: Manifest) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _summary(table: Table, spec: DataSpec, excluded: dict[str, int], *, unmatched: int) -> Summary:
+def _summary(table: Table, spec: DataSpec, excluded: dict[str, int], unmatched: int) -> Summary:
     labels, splits = table["labels"], table["split"]
     return Summary(
         used=len(splits),

@@ -33,7 +33,7 @@ from client.archive.reasons import Reason
 from client.archive.select import Rules
 from client.archive.sources import Item, Source, SourceLost
 from client.archive.workers import Failed, Pool
-from client.site import Site
+from client.site import DicomArchive, Site
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError, digest, load_yaml, read
 
@@ -68,6 +68,12 @@ def ingest(
             return _Ingest(site, spec, manifest, progress).run(again=again, accept_loss=accept_loss)
 
 
+def prepare_settings(site: Site, spec: DataSpec) -> Settings:
+    """What every file of a site is prepared with."""
+    patient = site.archive.patient if isinstance(site.archive, DicomArchive) else "id"
+    return Settings(spec=spec, rules=read_rules(site), limits=site.limits, patient=patient)
+
+
 def read_rules(site: Site) -> Rules:
     """The site's rule file, or the default rules."""
     if site.rules is None:
@@ -94,7 +100,7 @@ class _Ingest:
         self.site, self.spec, self.manifest = site, spec, manifest
         self.progress = progress or (lambda done, total: None)
         self.secret = load_secret(site.private)
-        self.settings = Settings(spec=spec, rules=read_rules(site), limits=site.limits, patient=getattr(site.archive, "patient", "id"))
+        self.settings = prepare_settings(site, spec)
         self.source: Source = open_source(site)
         self.forgotten = manifest.forgotten()
         self.pending: list[tuple[Entry, NDArray[np.uint8] | None]] = []

@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS files (
   prepared TEXT NOT NULL, final TEXT NOT NULL,
   row_key BLOB, uid BLOB, accession BLOB, patient BLOB, pixels BLOB,
   shard INTEGER, slot INTEGER,
-  sex INTEGER, age_band INTEGER, view INTEGER, scanner INTEGER, device TEXT, height INTEGER, width INTEGER
+  sex INTEGER, age_band INTEGER, view INTEGER, scanner INTEGER, device TEXT, height INTEGER, width INTEGER, labels BLOB
 );
 CREATE INDEX IF NOT EXISTS files_patient ON files (patient);
 """
@@ -57,6 +57,7 @@ class Entry:
     device: str = ""
     height: int = 0
     width: int = 0
+    labels: bytes | None = None
 
 
 _COLUMNS = tuple(Entry.__dataclass_fields__)
@@ -145,6 +146,10 @@ class Manifest:
     def used(self) -> list[Entry]:
         """The used pictures in the order of their row keys."""
         return self._entries("WHERE final = '' ORDER BY row_key, name")
+
+    def note_labels(self, labels: Iterable[tuple[bytes, str]]) -> None:
+        """Note the label vectors, as bytes, of files."""
+        self._db.executemany("UPDATE files SET labels = ? WHERE name = ?", labels)
 
     def excluded(self) -> Iterator[tuple[str, str]]:
         """Name and reason code of every file that is not used."""

@@ -111,13 +111,17 @@ def _prepare(job: Job) -> Prepared | Unread:
 
 def read_dicom(data: bytes) -> Dataset:
     """A data set with or without preamble (PS3.10 7.1); Excluded(NOT_DICOM) where the bytes do not begin like one."""
-    preamble = data[128:132] == b"DICM"
-    if not preamble and data[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):  # group 0002, 0008, and 0008 in big endian
+    if not begins_like_dicom(data):
         raise Excluded(Reason.NOT_DICOM)
-    dataset = pydicom.dcmread(BytesIO(data), force=not preamble)
+    dataset = pydicom.dcmread(BytesIO(data), force=True)
     if not len(dataset):  # cut off within its pixels, of which pydicom keeps nothing; the header is there all the same
-        dataset = pydicom.dcmread(BytesIO(data), force=not preamble, stop_before_pixels=True)
+        dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True)
     return dataset
+
+
+def begins_like_dicom(data: bytes) -> bool:
+    """Whether bytes begin as a DICOM file does: by its preamble, or by an element of group 0002 or 0008 in either byte order."""
+    return data[128:132] == b"DICM" or data[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
 def about_header(dataset: Dataset, patient: str) -> About:

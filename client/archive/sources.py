@@ -6,13 +6,16 @@ that was ingested before is listed in seconds.
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from client.archive.reasons import Excluded, Reason
 
@@ -51,21 +54,28 @@ class Item:
         """The bytes; Excluded(TOO_LARGE) above `limit` bytes, whatever size was declared; OSError where it cannot be read."""
         if self.size > limit:
             raise Excluded(Reason.TOO_LARGE)
-        data = self._read_member(limit) if self.member else self._read_file(limit)
+        try:
+            with self.open() as file:
+                data = file.read(limit + 1)
+        except _BAD_MEMBER:
+            raise Excluded(Reason.UNREADABLE) from None
         if len(data) > limit:
             raise Excluded(Reason.TOO_LARGE)
         return data
 
-    def _read_file(self, limit: int) -> bytes:
-        with self.path.open("rb") as file:
-            return file.read(limit + 1)
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The file or zip member, open for reading; a damaged zip raises one of several errors, see `_BAD_MEMBER`."""
+        if not self.member:
+            with self.path.open("rb") as file:
+                yield file
+        else:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
+                yield member
 
-    def _read_member(self, limit: int) -> bytes:
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                return file.read(limit + 1)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, EOFError, zipfile.zlib.error):
-            raise Excluded(Reason.UNREADABLE) from None  # RuntimeError: the member wants a password
+
+# what zipfile raises for a damaged member, an unknown compression, a missing password, a member that is gone
+_BAD_MEMBER = (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class Source(Protocol):

@@ -135,11 +135,15 @@ class Vocabulary:
             ill = ill or (mark == Mark.POSITIVE and meaning not in (NO_FINDING, SUPPORT_DEVICES))
             if column is not None:
                 told[column] = _stronger(mark, told.get(column))
-        self._infer(told, ill=ill, well=any(self.meaning(n) == NO_FINDING and m == Mark.POSITIVE for n, m in marks.items()))
+        self._infer(told, ill=ill, well=self._says_well(marks))
         labels = np.full(len(self.findings), np.nan, np.float32)
         for column, mark in told.items():
             labels[column] = _number(mark, uncertain)
         return labels
+
+    def _says_well(self, marks: Mapping[str, Mark]) -> bool:
+        positive = [name for name, mark in marks.items() if mark == Mark.POSITIVE and not self.is_ignored(name)]
+        return any(self.meaning(name) == NO_FINDING for name in positive)
 
     def _infer(self, told: dict[int, Mark], *, ill: bool, well: bool) -> None:
         """Add what follows: with any finding, `No Finding` is absent; without finding, all that is not told otherwise is."""

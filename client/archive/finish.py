@@ -56,6 +56,7 @@ def finish(
     """
     with manifest.transaction():
         manifest.decide()
+        manifest.drop_unused()
     compact(site.cache_folder, manifest, spec.image_size)
     used = manifest.used()
     shards = list(_checked_shards(site.cache_folder, manifest, spec.image_size))

@@ -116,10 +116,10 @@ class _Ingest:
         book = load_labels(self.site, self.spec, self.source, self.secret)  # before hours of work: its errors come now
         with self.manifest.transaction():
             self.manifest.mark_gone(listing.gone)
-        try:
-            self._prepare_all(listing.todo)
-        finally:
-            self._commit()
+        todo = listing.todo or self._promoted()
+        while todo:
+            self._prepare_all(todo)
+            todo = self._promoted()
         summary = finish.finish(self.site, self.spec, self.manifest, self.secret, book, self.left_out)
         return summary.timed(time.monotonic() - started, new=len(listing.todo), unchanged=listing.unchanged)
 
@@ -172,13 +172,23 @@ class _Ingest:
         saved = time.monotonic()
         self.progress(0, len(items))
         workers = min(self.site.compute.workers, len(items))
-        with Pool(prepare, count=workers, seconds=limits.seconds, memory=limits.memory << 20) as pool:
-            for done, (job, result) in enumerate(pool.run(jobs), start=1):
-                self._take(job.item, result)
-                if len(self.pending) >= _COMMIT_ROWS or time.monotonic() - saved > _COMMIT_SECONDS:
-                    self._commit()
-                    saved = time.monotonic()
-                self.progress(done, len(items))
+        try:
+            with Pool(prepare, count=workers, seconds=limits.seconds, memory=limits.memory << 20) as pool:
+                for done, (job, result) in enumerate(pool.run(jobs), start=1):
+                    self._take(job.item, result)
+                    if len(self.pending) >= _COMMIT_ROWS or time.monotonic() - saved > _COMMIT_SECONDS:
+                        self._commit()
+                        saved = time.monotonic()
+                    self.progress(done, len(items))
+        finally:
+            self._commit()
+
+    def _promoted(self) -> list[Item]:
+        """Copies that take the place of a file that has gone or changed: their pixels are needed now."""
+        with self.manifest.transaction():
+            self.manifest.decide()
+        names = self.manifest.pictureless()
+        return [item for item in self.source.items() if item.key in names] if names else []
 
     def _take(self, item: Item, result: Prepared | Unread | Failed) -> None:
         changed = item.changed

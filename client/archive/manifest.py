@@ -143,6 +143,14 @@ class Manifest:
                 (reason,),
             )
 
+    def drop_unused(self) -> None:
+        """Let go of the pixels of every file that is not used."""
+        self._db.execute("UPDATE files SET shard = NULL, slot = NULL WHERE final != '' AND shard IS NOT NULL")
+
+    def pictureless(self) -> set[str]:
+        """Files that are used now and whose pixels were let go of: copies of a file that has gone since."""
+        return {str(row[0]) for row in self._db.execute("SELECT name FROM files WHERE final = '' AND shard IS NULL")}
+
     def used(self) -> list[Entry]:
         """The used pictures in the order of their row keys."""
         return self._entries("WHERE final = '' ORDER BY row_key, name")

@@ -24,6 +24,7 @@ from client.site import Limits
 from cxrbase_model.plan import DataSpec
 
 _MIB = 1 << 20
+_LATERAL = ("LATERAL", "LAT", "L", "LL", "RL", "LLD", "RLD", "LAO", "RAO")
 _IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 
 
@@ -90,13 +91,15 @@ def _prepare(job: Job) -> Prepared | Unread:
         data = job.item.read(job.settings.limits.file * _MIB)
         if job.item.facts is not None and data.startswith(_IMAGE_MAGIC):
             about = _with_facts(about, job.item.facts)
-            picture = decode_image_file(data)
+            _check_facts(about, job.settings.rules)
+            picture = decode_image_file(data, job.settings.rules)
         else:
             dataset = read_dicom(data)
             about = _with_facts(about_header(dataset, job.settings.patient), job.item.facts)
-            if job.settings.patient == "id" and not about.patient:
+            view = classify(dataset, job.settings.rules)
+            about = replace(about, view=view.value)
+            if not about.patient:
                 raise Excluded(Reason.NO_PATIENT)
-            about = replace(about, view=str(classify(dataset, job.settings.rules)))
             picture = render(dataset, job.settings.rules)
         return _fitted(about, picture, job.settings.spec)
     except Excluded as excluded:
@@ -147,6 +150,18 @@ def _with_facts(about: About, facts: Facts | None) -> About:
     told = {"patient": facts.patient, "sex": facts.sex, "maker": facts.scanner, "view": facts.view.strip().upper()}
     age = age_years(facts.age)
     return replace(about, **{name: text for name, text in told.items() if text}, age=about.age if age is None else age)
+
+
+def _check_facts(about: About, rules: Rules) -> None:
+    """What `classify` does for headers, for pictures of which only a CSV tells."""
+    if not about.patient:
+        raise Excluded(Reason.NO_PATIENT)
+    if about.view in _LATERAL and not rules.lateral:
+        raise Excluded(Reason.LATERAL)
+    if about.view == "OTHER":
+        raise Excluded(Reason.NOT_CHEST)
+    if about.view == "unknown" and not rules.unknown_view:
+        raise Excluded(Reason.VIEW_UNKNOWN)
 
 
 def _fitted(about: About, picture: NDArray[np.generic], spec: DataSpec) -> Prepared:

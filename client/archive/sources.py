@@ -108,10 +108,14 @@ class DicomTree:
 
     def present(self) -> bool:
         """Whether the top can still be listed."""
+        if self.top.is_file():
+            return True
         try:
-            return self.top.is_file() or any(True for _ in os.scandir(self.top)) or self.top.is_dir()
+            with os.scandir(self.top) as entries:
+                next(entries, None)
         except OSError:
             return False
+        return True
 
 
 def walk(top: Path) -> Iterator[Path]:

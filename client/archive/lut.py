@@ -1,0 +1,105 @@
+"""From stored values to display values: the grey-scale pipeline of PS3.3 C.11.
+
+Each step is a function on an array of values, so that it can be applied to a table of all possible stored values once, and the
+table to the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+Floats = NDArray[np.float64]
+Step = Callable[[Floats], Floats]
+
+
+def modality(dataset: Dataset) -> Step:
+    """Modality LUT (C.11.1.1): a table, or rescale slope and intercept; identity where neither is there."""
+    sequence = dataset.get("ModalityLUTSequence")
+    if sequence:
+        table, first = read_table(sequence[0])
+        return lambda values: _look_up(values, table, first)
+    slope, intercept = _number(dataset.get("RescaleSlope"), 1.0), _number(dataset.get("RescaleIntercept"), 0.0)
+    if slope == 0:
+        slope = 1.0
+    return lambda values: values * slope + intercept
+
+
+def voi_candidates(dataset: Dataset) -> list[Step]:
+    """The VOI transformations the header offers (C.11.2), LUTs before windows, each onto 0 to 1."""
+    steps: list[Step] = []
+    for item in dataset.get("VOILUTSequence") or []:
+        table, first = read_table(item)
+        span = float(table.max() - table.min()) or 1.0
+        steps.append(lambda values, t=table, f=first, s=span: (_look_up(values, t, f) - t.min()) / s)
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    for centre, width in zip(_numbers(dataset.get("WindowCenter")), _numbers(dataset.get("WindowWidth")), strict=False):
+        if np.isfinite(centre) and np.isfinite(width) and width >= (1 if function == "LINEAR" else 1e-9):
+            steps.append(lambda values, c=centre, w=width: window(values, c, w, function))
+    return steps
+
+
+def window(values: Floats, centre: float, width: float, function: str) -> Floats:
+    """A window onto 0 to 1: LINEAR (C.11.2.1.2.1), LINEAR_EXACT (C.11.2.1.3.2) or SIGMOID (C.11.2.1.3.1)."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -60, 60)))
+    if function == "LINEAR_EXACT":
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+    if width <= 1:
+        return (values > centre - 0.5).astype(np.float64)
+    return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def percentile_window(values: Floats, counts: NDArray[np.integer[Any]], low: float = 0.5, high: float = 99.5) -> Step:
+    """A window from percentiles of the picture, for headers that offer none that shows it; `counts` weighs the values."""
+    order = np.argsort(values)
+    share = np.cumsum(counts[order]) / max(1, counts.sum()) * 100
+    bottom = float(values[order][min(np.searchsorted(share, low), len(values) - 1)])
+    top = float(values[order][min(np.searchsorted(share, high), len(values) - 1)])
+    return lambda found: np.clip((found - bottom) / max(top - bottom, 1e-9), 0, 1)
+
+
+def inverted(dataset: Dataset) -> bool:
+    """Whether small values are shown white: MONOCHROME1 (C.7.6.3.1.2), or Presentation LUT Shape INVERSE (C.11.6)."""
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    return photometric == "MONOCHROME1" or str(dataset.get("PresentationLUTShape") or "").strip().upper() == "INVERSE"
+
+
+def read_table(item: Dataset) -> tuple[Floats, int]:
+    """The entries of a LUT and the first value it maps (C.11.1.1.1); ValueError where the descriptor does not fit the data."""
+    count, first, bits = (int(value) for value in item["LUTDescriptor"].value)
+    count = count or 65536
+    data = item["LUTData"].value
+    if isinstance(data, bytes):
+        table = np.frombuffer(data, np.uint8 if len(data) == count else "<u2").astype(np.float64)
+    else:
+        table = np.atleast_1d(np.asarray(data, dtype=np.float64))
+    if len(table) < count and bits == 8:  # two 8-bit entries in each 16-bit word
+        words = table.astype("<u2").tobytes()
+        table = np.frombuffer(words, np.uint8).astype(np.float64)
+    if len(table) < count or count < 2:
+        raise ValueError(f"LUT: expected {count} entries, found {len(table)}")
+    return table[:count], first
+
+
+def _look_up(values: Floats, table: Floats, first: int) -> Floats:
+    return table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)]
+
+
+def _number(value: Any, default: float) -> float:
+    found = _numbers(value)
+    return found[0] if found and np.isfinite(found[0]) else default
+
+
+def _numbers(value: Any) -> list[float]:
+    if value is None or value == "":
+        return []
+    values = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    try:
+        return [float(number) for number in values]
+    except (TypeError, ValueError):
+        return []

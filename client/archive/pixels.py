@@ -1,0 +1,194 @@
+"""From a DICOM data set or a picture file to the 8-bit picture a model is trained on."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import Dataset
+from pydicom.pixels import apply_color_lut
+
+from client.archive.decode import MOST_PIXELS, stored_values
+from client.archive.lut import Step, inverted, modality, percentile_window, voi_candidates
+from client.archive.reasons import Excluded, Reason
+from client.archive.select import Rules
+from cxrbase_model.plan import DataSpec
+
+Picture = NDArray[np.uint8]
+
+_MOST_CLIPPED = 0.9  # a window that shows less than a tenth of the picture's pixels between its ends is not meant for it
+_GREY_TOLERANCE = 8  # lossy colour JPEG of a grey picture differs between channels by less
+
+
+def render(dataset: Dataset, rules: Rules | None = None) -> Picture:
+    """The picture as a viewer shows it, uint8 [H, W], bone white, pixels square; Excluded with the reason otherwise."""
+    rules = rules or Rules()
+    values = stored_values(dataset)
+    if values.ndim == 3 or "PALETTE" in str(dataset.get("PhotometricInterpretation", "")):
+        picture = _grey(dataset, values)
+    else:
+        picture = _display(dataset, values)
+    picture = square_pixels(dataset, picture)
+    check_content(picture, rules.minimum_size)
+    return picture
+
+
+def decode_image_file(data: bytes, rules: Rules | None = None) -> Picture:
+    """An 8- or 16-bit grey PNG or JPEG as uint8 [H, W]; 16 bits are windowed to their percentiles."""
+    rules = rules or Rules()
+    try:
+        with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Excluded(Reason.TOO_LARGE)
+            values = np.asarray(image.convert("I") if image.mode.startswith("I") else image.convert("RGB"))
+    except Excluded:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError):
+        raise Excluded(Reason.UNREADABLE) from None
+    if values.ndim == 3:
+        picture = _grey_of(values.astype(np.uint8))
+    else:
+        picture = _through_table(np.clip(values, 0, 65535).astype(np.uint16), None, [], invert=False)
+    check_content(picture, rules.minimum_size)
+    return picture
+
+
+def fit(picture: Picture, spec: DataSpec) -> Picture:
+    """The picture at the plan's size, uint8 [S, S] (or [S, >=S] and the like for `shortest`), antialiased."""
+    if spec.remove_borders:
+        picture = without_borders(picture)
+    height, width = picture.shape
+    size = spec.image_size
+    if spec.aspect == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        picture = picture[top : top + side, left : left + side]
+    if spec.aspect in ("crop", "stretch"):
+        return _resize(picture, size, size)
+    scale = size / (min(height, width) if spec.aspect == "shortest" else max(height, width))
+    resized = _resize(picture, max(1, round(height * scale)), max(1, round(width * scale)))
+    if spec.aspect == "shortest":
+        top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+        return resized[top : top + size, left : left + size]
+    padded = np.zeros((size, size), np.uint8)
+    top, left = (size - resized.shape[0]) // 2, (size - resized.shape[1]) // 2
+    padded[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+    return padded
+
+
+def without_borders(picture: Picture, level: int = 12) -> Picture:
+    """The picture without the black rows and columns a collimator leaves; whole where less than a quarter would remain."""
+    bright = picture > level
+    rows, columns = np.flatnonzero(bright.mean(axis=1) > 0.02), np.flatnonzero(bright.mean(axis=0) > 0.02)
+    if len(rows) * len(columns) < picture.size / 4:
+        return picture
+    return picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def square_pixels(dataset: Dataset, picture: Picture) -> Picture:
+    """Apply (0028,0034) Pixel Aspect Ratio, vertical to horizontal, or the ratio of the spacings (C.7.6.3.1.7)."""
+    ratio = dataset.get("PixelAspectRatio") or dataset.get("ImagerPixelSpacing") or dataset.get("PixelSpacing")
+    try:
+        vertical, horizontal = (float(value) for value in ratio)
+        stretch = vertical / horizontal
+    except (TypeError, ValueError, ZeroDivisionError):
+        return picture
+    if not 0.1 < stretch < 10 or abs(stretch - 1) < 0.01:
+        return picture
+    height, width = picture.shape
+    return _resize(picture, round(height * stretch), width) if stretch > 1 else _resize(picture, height, round(width / stretch))
+
+
+def check_content(picture: Picture, minimum_size: int) -> None:
+    """Excluded where a picture is too small, shows next to nothing, or is black or white nearly everywhere."""
+    if min(picture.shape) < minimum_size:
+        raise Excluded(Reason.TOO_SMALL)
+    sample = picture[:: max(1, picture.shape[0] // 512), :: max(1, picture.shape[1] // 512)]
+    if float(sample.std()) < 4:
+        raise Excluded(Reason.BLANK)
+    if max(float((sample <= 2).mean()), float((sample >= 253).mean())) > 0.9:
+        raise Excluded(Reason.SATURATED)
+
+
+def _display(dataset: Dataset, values: NDArray[Any]) -> Picture:
+    padding = _padding(dataset)
+    if values.dtype.itemsize > 2:
+        values = _to_16_bits(values)
+    return _through_table(values, modality(dataset), voi_candidates(dataset), invert=inverted(dataset), padding=padding)
+
+
+def _through_table(
+    values: NDArray[Any], rescale: Step | None, candidates: list[Step], *, invert: bool, padding: tuple[int, int] | None = None
+) -> Picture:
+    """Map every possible stored value once, then the picture through that table."""
+    width = 8 * values.dtype.itemsize
+    keys = values.view(f"u{values.dtype.itemsize}")
+    possible = np.arange(2**width, dtype=np.uint32).astype(keys.dtype).view(values.dtype).astype(np.float64)
+    step = max(1, int((values.size / 250_000) ** 0.5))
+    counts = np.bincount(keys[::step, ::step].ravel(), minlength=len(possible))
+    if padding is not None:
+        counts = np.where((possible >= padding[0]) & (possible <= padding[1]), 0, counts)
+    meant = rescale(possible) if rescale is not None else possible
+    shown = _shown(meant, counts, candidates)
+    table = np.rint((1 - shown if invert else shown) * 255).astype(np.uint8)
+    if padding is not None:
+        table[(possible >= padding[0]) & (possible <= padding[1])] = 0
+    return table[keys]
+
+
+def _shown(meant: NDArray[np.float64], counts: NDArray[Any], candidates: list[Step]) -> NDArray[np.float64]:
+    """The first candidate that shows the picture, or a window from its percentiles."""
+    total = max(1, counts.sum())
+    for candidate in candidates:
+        shown = np.clip(candidate(meant), 0, 1)
+        clipped = counts[(shown <= 0.002) | (shown >= 0.998)].sum() / total
+        spread = float(np.sqrt(np.average((shown - np.average(shown, weights=counts)) ** 2, weights=counts))) if counts.any() else 0
+        if clipped < _MOST_CLIPPED and spread > 0.03:
+            return shown
+    return percentile_window(meant, counts)(meant)
+
+
+def _padding(dataset: Dataset) -> tuple[int, int] | None:
+    """(0028,0120) Pixel Padding Value and (0028,0121) Range Limit, in stored values (C.7.5.1.1.2)."""
+    try:
+        value = int(dataset["PixelPaddingValue"].value)
+        limit = int(dataset["PixelPaddingRangeLimit"].value) if "PixelPaddingRangeLimit" in dataset else value
+    except (KeyError, TypeError, ValueError):
+        return None
+    return min(value, limit), max(value, limit)
+
+
+def _to_16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
+    low, high = float(values.min()), float(values.max())
+    return ((values.astype(np.float64) - low) / max(high - low, 1.0) * 65535).astype(np.uint16)
+
+
+def _grey(dataset: Dataset, values: NDArray[Any]) -> Picture:
+    """The luminance of a colour picture that holds no colour; Excluded(COLOUR) otherwise."""
+    if values.ndim == 2:
+        values = apply_color_lut(values, dataset)
+    if values.dtype.itemsize > 1:
+        values = values >> (8 * (values.dtype.itemsize - 1))
+    values = values.astype(np.uint8)
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
+    if photometric.startswith("YBR") and not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        neutral = np.concatenate([values[..., :1], values[..., 1:].astype(np.int16) + values[..., :1] - 128], axis=2)
+        return _grey_of(neutral[..., [1, 0, 2]])  # a chroma of 128 is no colour (C.7.6.3.1.2)
+    return _grey_of(values)
+
+
+def _grey_of(values: NDArray[Any]) -> Picture:
+    channels = values.astype(np.int16)
+    spread = channels.max(axis=2) - channels.min(axis=2)
+    if float(np.quantile(spread[:: max(1, len(spread) // 256)], 0.99)) > _GREY_TOLERANCE:
+        raise Excluded(Reason.COLOUR)
+    return np.ascontiguousarray(values[..., 1].astype(np.uint8))
+
+
+def _resize(picture: Picture, height: int, width: int) -> Picture:
+    """Antialiased to the given size (Pillow; a box reduction first where the picture is much larger)."""
+    image = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(image)

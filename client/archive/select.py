@@ -1,0 +1,166 @@
+"""Which DICOM files are frontal chest radiographs, decided from the header alone (PS3.3 A.2, A.26, C.8.1.1, C.8.11)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydicom import Dataset
+
+from client.archive.reasons import Excluded, Reason
+from cxrbase_model.settings import knob
+
+
+class View(StrEnum):
+    """The frontal views that are told apart."""
+
+    PA = "PA"
+    AP = "AP"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A site's own rules of selection; the defaults keep frontal chest radiographs only."""
+
+    modalities: tuple[str, ...] = knob(("CR", "DX", "DR", "RG"), why="values of (0008,0060) Modality that are used")
+    body_parts: tuple[str, ...] = knob(
+        ("CHEST", "THORAX", "LUNG", "TORAX", "RIB", "POUMON", "PULMON", "BRUST"),
+        why="words of (0018,0015) Body Part Examined or a description that mean the chest",
+    )
+    unknown_body_part: bool = knob(False, why="use radiographs that say nothing about the part of the body")
+    unknown_view: bool = knob(True, why="use chest radiographs that do not say which view they are")
+    lateral: bool = knob(False, why="use lateral views too")
+    burned_in: bool = knob(False, why="use pictures whose (0028,0301) Burned In Annotation is YES")
+    secondary_capture: bool = knob(False, why="use secondary captures and derived pictures")
+    for_processing: bool = knob(False, why="use raw pictures, (0008,0068) Presentation Intent Type FOR PROCESSING")
+    minimum_size: int = knob(128, unit="pixels", low=1, high=10_000, why="shortest side of a picture that is used")
+
+
+_LATERAL_POSITIONS = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "LATERAL", "LAT", "LL LAT", "OBLIQUE"}
+_PA_CODES = {"R-10214", "399348003", "R-10210"}  # postero-anterior, CID 4010; also antero-posterior below
+_AP_CODES = {"R-10206", "399067008", "R-10202"}
+_LATERAL_CODES = {"R-10224", "R-10228", "R-10232", "R-10236", "R-10241", "399198007", "399173006", "399006006", "399067009"}
+_LATERAL_WORDS = re.compile(r"\b(LAT(ERAL|ERALE|ERALES|ERALIS)?|SEITLICH|SEITE|PROFIL|PERFIL|LL|OBLIQUE|SCHRAEG|DECUBITUS)\b")
+_PA_WORDS = re.compile(r"\bP\.?\s?A\.?\b|POSTERO\s?-?ANTERIOR")
+_AP_WORDS = re.compile(r"\bA\.?\s?P\.?\b|ANTERO\s?-?POSTERIOR|BEDSIDE|PORTABLE|LIEGEND|SUPINE")
+_OTHER_PARTS = re.compile(
+    r"\b(ABD(OMEN)?|PELVIS|BECKEN|HAND|FOOT|FUSS|KNEE|KNIE|SKULL|HEAD|HIP|HUEFTE|ANKLE|WRIST|ELBOW|SHOULDER|SCHULTER|"
+    r"EXTREMITY|LEG|ARM|FINGER|TOE|BREAST|MAMMA|JAW|SINUS(ES)?|[CL]SPINE|[LC]WS|SPINE|FEMUR|HUMERUS|TIBIA|BONE)\b"
+)
+_SECONDARY_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame relatives below it
+
+
+def classify(dataset: Dataset, rules: Rules) -> View:
+    """The view of a radiograph that is used; Excluded with the reason otherwise."""
+    if "PixelData" not in dataset and "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
+        raise Excluded(Reason.NO_PIXELS)
+    if _text(dataset, "Modality") not in rules.modalities:
+        raise Excluded(Reason.MODALITY)
+    _check_kind(dataset, rules)
+    _check_body_part(dataset, rules)
+    return _view(dataset, rules)
+
+
+def _check_kind(dataset: Dataset, rules: Rules) -> None:
+    if _text(dataset, "PresentationIntentType") == "FOR PROCESSING" and not rules.for_processing:
+        raise Excluded(Reason.FOR_PROCESSING)
+    kind = [str(part).strip().upper() for part in _values(dataset, "ImageType")]
+    derived = "LOCALIZER" in kind or (len(kind) > 1 and kind[0] == "DERIVED" and kind[1] == "SECONDARY")
+    capture = _text(dataset, "SOPClassUID").startswith(_SECONDARY_CAPTURES)
+    if (derived or capture) and not rules.secondary_capture:
+        raise Excluded(Reason.SECONDARY_CAPTURE)
+    if _text(dataset, "BurnedInAnnotation") == "YES" and not rules.burned_in:
+        raise Excluded(Reason.BURNED_IN)
+    if int(_text(dataset, "NumberOfFrames") or 1) > 1:
+        raise Excluded(Reason.MULTI_FRAME)
+
+
+def _check_body_part(dataset: Dataset, rules: Rules) -> None:
+    """(0018,0015) Body Part Examined, then the anatomic region code, then descriptions."""
+    part = _text(dataset, "BodyPartExamined")
+    region = " ".join(_folded(str(item.get("CodeMeaning", ""))) for item in _items(dataset, "AnatomicRegionSequence"))
+    for text in (part, region, _descriptions(dataset)):
+        if any(word in text for word in rules.body_parts):
+            return
+        if _OTHER_PARTS.search(text):
+            raise Excluded(Reason.NOT_CHEST)
+    if part:
+        raise Excluded(Reason.NOT_CHEST)
+    if not rules.unknown_body_part:
+        raise Excluded(Reason.BODY_PART_UNKNOWN)
+
+
+def _view(dataset: Dataset, rules: Rules) -> View:
+    """(0018,5101) View Position, (0054,0220) View Code Sequence, (0020,0020) Patient Orientation, then descriptions."""
+    found = _view_position(dataset) or _view_code(dataset) or _view_orientation(dataset) or _view_described(dataset)
+    if found == "LATERAL":
+        if not rules.lateral:
+            raise Excluded(Reason.LATERAL)
+        return View.UNKNOWN
+    if found is None and not rules.unknown_view:
+        raise Excluded(Reason.VIEW_UNKNOWN)
+    return View(found) if found else View.UNKNOWN
+
+
+def _view_position(dataset: Dataset) -> str | None:
+    position = _text(dataset, "ViewPosition")
+    if position in _LATERAL_POSITIONS:
+        return "LATERAL"
+    return position if position in ("PA", "AP") else None
+
+
+def _view_code(dataset: Dataset) -> str | None:
+    for item in _items(dataset, "ViewCodeSequence"):
+        code, meaning = str(item.get("CodeValue", "")), _folded(str(item.get("CodeMeaning", "")))
+        if code in _LATERAL_CODES or _LATERAL_WORDS.search(meaning):
+            return "LATERAL"
+        if code in _PA_CODES or _PA_WORDS.search(meaning):
+            return "PA"
+        if code in _AP_CODES or _AP_WORDS.search(meaning):
+            return "AP"
+    return None
+
+
+def _view_orientation(dataset: Dataset) -> str | None:
+    """Rows that run from front to back (A or P) belong to a lateral view (PS3.3 C.7.6.1.1.1)."""
+    rows = [str(value).strip().upper() for value in _values(dataset, "PatientOrientation")]
+    return "LATERAL" if rows and rows[0][:1] in ("A", "P") else None
+
+
+def _view_described(dataset: Dataset) -> str | None:
+    text = _descriptions(dataset)
+    for name, words in (("PA", _PA_WORDS), ("AP", _AP_WORDS), ("LATERAL", _LATERAL_WORDS)):
+        if words.search(text):
+            return name
+    return None
+
+
+def _descriptions(dataset: Dataset) -> str:
+    names = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "StudyDescription")
+    return " ".join(filter(None, (_text(dataset, name) for name in names)))
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value = dataset.get(keyword)
+    return "" if value is None else _folded(str(value))
+
+
+def _folded(text: str) -> str:
+    """Upper case, no accents, umlauts written out, underscores as spaces."""
+    text = text.upper().replace("Ä", "AE").replace("Ö", "OE").replace("Ü", "UE").replace("_", " ")
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().strip()
+
+
+def _values(dataset: Dataset, keyword: str) -> list[object]:
+    value = dataset.get(keyword)
+    if value is None:
+        return []
+    return list(value) if not isinstance(value, str) and hasattr(value, "__iter__") else [value]
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    value = dataset.get(keyword)
+    return list(value) if value is not None and hasattr(value, "__iter__") else []

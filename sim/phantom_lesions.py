@@ -11,7 +11,7 @@ from sim.phantom_anatomy import LUNG_DENSITY, Chest
 from sim.phantom_patient import CARDIOMEGALY, CONSOLIDATION, EFFUSION, NODULE, PNEUMOTHORAX, Lesion, Patient, Pose
 from sim.phantom_strokes import COLUMNS, PITCH, ROWS, Map, X, Y, empty, smoothstep, splat, spline, tubes
 
-AIR_DENSITY = 0.09  # of a pleural space filled with air; not 0, since some lung lies before and behind it
+AIR_DENSITY = 0.06  # of a pleural space filled with air; not 0, since some lung lies before and behind it
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Tissue:
 
 
 def heart_ratio(patient: Patient, lesions: tuple[Lesion, ...]) -> float:
-    """The cardiothoracic ratio to draw: the patient's own, or 0.53 to 0.66 with cardiomegaly."""
+    """The cardiothoracic ratio to draw: the patient's own, or 0.55 to 0.68 with cardiomegaly."""
     sizes = [lesion.size for lesion in lesions if lesion.finding == CARDIOMEGALY]
-    return 0.53 + 0.13 * max(sizes) if sizes else patient.heart_ratio
+    return 0.55 + 0.13 * max(sizes) if sizes else patient.heart_ratio
 
 
 def apply_lesions(tissue: Tissue, lesions: tuple[Lesion, ...], chest: Chest, pose: Pose) -> None:
@@ -53,7 +53,7 @@ def _effusion(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> None:
     """Fluid that sinks to the base and climbs the wall (the meniscus); in a lying patient a veil, thicker downwards."""
     top = chest.tops[0] if lesion.side < 0 else chest.tops[1]
     across = np.clip(chest.across, 0, 1)
-    level = top + 2.4 - (1.0 + 9.5 * lesion.size)
+    level = top + 2.4 - (1.3 + 10.0 * lesion.size)
     surface = level + 3.4 - 4.6 * across**2.5 - 1.0 * (1 - across) ** 4
     soft = (6.0, 0.75) if pose.supine else (2.8, 1.0)
     fill = soft[1] * smoothstep(0.0, soft[0], (Y - surface + 0.3 * soft[0]).astype(np.float32)) * _side(lesion)
@@ -70,10 +70,10 @@ def _pneumothorax(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> N
     if lesion.size < 0.35:  # apical only
         gap = (1.6 + 5.0 * lesion.size) * apical - 0.25
     else:
-        gap = (0.5 + 3.4 * lesion.size) + (1.0 + 1.6 * lesion.size) * apical
+        gap = (0.8 + 4.2 * lesion.size) + (1.0 + 1.4 * lesion.size) * apical
     gap = gap + 0.15 * np.sin(Y / 1.7 + lesion.seed % 7)
     beyond = smoothstep(0.08, -0.08, (chest.wall - gap).astype(np.float32)) * _side(lesion)
-    shrunk = 1 + 0.2 * lesion.size
+    shrunk = 1 + 0.45 * lesion.size
     tissue.density = np.where(_side(lesion) > 0, np.minimum(tissue.density * shrunk, 1), tissue.density)
     tissue.density += (AIR_DENSITY - tissue.density) * beyond
     tissue.vessels *= 1 - beyond
@@ -96,7 +96,7 @@ def _consolidate(tissue: Tissue, lesion: Lesion, chest: Chest, pose: Pose) -> No
     """Airless lung: a cloudy patch that hides the vessels and in which air-filled bronchi may stay dark."""
     rng = np.random.default_rng(lesion.seed)
     x, y = lesion_place(lesion, chest)
-    size = 2.8 + 3.4 * lesion.size
+    size = 3.0 + 3.8 * lesion.size
     spots = 9
     where = rng.normal(0, 0.42 * size, (spots, 2)) * (1.0, 0.85) + (x, y)
     cloud = empty()

@@ -125,4 +125,4 @@ def _draw_lesion(rng: np.random.Generator, finding: str, side: int) -> Lesion:
     across = rng.uniform(0.6 if side == LEFT_SIDE and down > 0.5 else 0.3, 0.78)  # not behind the heart
     if finding == CONSOLIDATION:  # the lower lobes are the usual place
         across, down = rng.uniform(0.3, 0.7), rng.beta(2.6, 1.5) * 0.75 + 0.12
-    return Lesion(finding, side, float(rng.beta(1.6, 1.4)), float(across), float(down), int(rng.integers(2**31)))
+    return Lesion(finding, side, float(rng.beta(2.2, 1.3)), float(across), float(down), int(rng.integers(2**31)))

@@ -119,6 +119,7 @@ def read_dicom(data: bytes) -> Dataset:
     dataset = pydicom.dcmread(BytesIO(data), force=True)
     if not len(dataset):  # cut off within its pixels, of which pydicom keeps nothing; the header is there all the same
         dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True)
+        dataset.PixelData = b""
     return dataset
 
 

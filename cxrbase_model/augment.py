@@ -77,6 +77,7 @@ def _erase(images: Tensor, settings: Augmentation, generator: torch.Generator) -
     share = (0.02 + 0.13 * torch.rand(count, generator=generator)).sqrt()
     top, left = torch.rand(count, generator=generator) * (1 - share), torch.rand(count, generator=generator) * (1 - share)
     y, x = torch.arange(height)[None, :, None] / height, torch.arange(width)[None, None, :] / width
-    inside = (y >= top[:, None, None]) & (y < (top + share)[:, None, None])
-    inside &= (x >= left[:, None, None]) & (x < (left + share)[:, None, None]) & chosen[:, None, None]
+    rows = (y >= top[:, None, None]) & (y < (top + share)[:, None, None])
+    columns = (x >= left[:, None, None]) & (x < (left + share)[:, None, None])
+    inside = rows & columns & chosen[:, None, None]
     return torch.where(inside.to(images.device), images.mean(dim=(1, 2), keepdim=True), images)

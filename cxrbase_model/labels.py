@@ -82,7 +82,12 @@ class Vocabulary:
     """
 
     def __init__(
-        self, findings: tuple[str, ...], names: Mapping[str, str] | None = None, ignore: Iterable[str] = (), *, strict: bool = True
+        self,
+        findings: tuple[str, ...],
+        names: Mapping[str, str] | None = None,
+        ignore: Iterable[str] = (),
+        *,
+        strict: bool = True,
     ) -> None:
         self.findings = findings
         self.strict = strict
@@ -108,7 +113,9 @@ class Vocabulary:
             return by_synonym[0]
         if same in _KNOWN or folded in self.ignored or not self.strict:
             return None
-        raise UnknownFinding(f"labels: {_unknown(name, self._choices())}; map it in labels.names or leave it out by labels.ignore")
+        raise UnknownFinding(
+            f"labels: {_unknown(name, self._choices())}; map it in labels.names or leave it out by labels.ignore"
+        )
 
     def is_ignored(self, name: str) -> bool:
         """Whether the hospital wants the name left out, as if it had not been written."""

@@ -29,7 +29,9 @@ def test_vocabularies_have_their_published_sizes_and_no_name_twice() -> None:
         assert len(set(vocabulary)) == len(vocabulary) == size
 
 
-@pytest.mark.parametrize("name", ["Pleural Effusion", "pleural_effusion", " PLEURAL  effusion ", "Effusion", "Pleural-Effusion"])
+@pytest.mark.parametrize(
+    "name", ["Pleural Effusion", "pleural_effusion", " PLEURAL  effusion ", "Effusion", "Pleural-Effusion"]
+)
 def test_spellings_of_a_name_mean_the_same(name: str) -> None:
     assert Vocabulary(PLAN).column(name) == 2
 
@@ -50,9 +52,13 @@ def test_a_well_known_finding_that_the_plan_does_not_learn_is_no_error() -> None
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_nearest() -> None:
-    with pytest.raises(UnknownFinding, match=r"'Cardiomegalie' is no known finding; nearest: Cardiomegaly.*labels\.names"):
+    with pytest.raises(
+        UnknownFinding, match=r"'Cardiomegalie' is no known finding; nearest: Cardiomegaly.*labels\.names"
+    ):
         Vocabulary(PLAN).column("Cardiomegalie")
-    with pytest.raises(UnknownFinding, match=r"labels\.names\.Herz: 'Cardiomegalia' is no known finding; nearest: Cardiomegaly"):
+    with pytest.raises(
+        UnknownFinding, match=r"labels\.names\.Herz: 'Cardiomegalia' is no known finding; nearest: Cardiomegaly"
+    ):
         Vocabulary(PLAN, {"Herz": "Cardiomegalia"})
 
 

@@ -1,0 +1,142 @@
+"""The training loop: it learns, repeats, stops before a broken loss reaches the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cxrbase_model.classifier import build_classifier
+from cxrbase_model.engine import (
+    Progress,
+    Runtime,
+    TrainingDiverged,
+    finetune,
+    predict,
+    pretrain,
+    pretrain_loss,
+    reconstruct,
+)
+from cxrbase_model.mae import build_autoencoder
+from cxrbase_model.plan import Augmentation, FinetuneStage, Optimizer, Plan, PretrainStage
+from cxrbase_model.state import State, digest, state_of
+
+CPU = Runtime(torch.device("cpu"))
+
+
+def pretraining(plan: Plan) -> PretrainStage:
+    stage = plan.stage("mae")
+    assert isinstance(stage, PretrainStage)
+    return replace(stage, optimizer=Optimizer(lr=0.1, warmup=0.1))
+
+
+def finetuning(plan: Plan) -> FinetuneStage:
+    stage = plan.stage("detect")
+    assert isinstance(stage, FinetuneStage)
+    quiet = Augmentation(crop=1.0, rotation=0.0, contrast=0.0, gamma=0.0, noise=0.0)
+    return replace(stage, optimizer=Optimizer(lr=0.1, beta2=0.999, warmup=0.1), augmentation=quiet, drop_path=0.2)
+
+
+def pictures(count: int = 8) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    smooth = torch.rand(count, 1, 4, 4, generator=draw)
+    return (torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear")[:, 0] * 255).to(torch.uint8)
+
+
+def bright_or_dark(count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    targets = torch.zeros(count, 3)
+    targets[::2, 1] = 1
+    targets[:, 2] = math.nan
+    images = torch.where(targets[:, 1, None, None] > 0, 200, 60).expand(count, 32, 32).to(torch.uint8)
+    return images, targets
+
+
+def pretrained(plan: Plan, steps: int = 40, runtime: Runtime = CPU) -> tuple[float, State]:
+    model = build_autoencoder(plan)
+    result = pretrain(model, [pictures()] * steps, pretraining(plan), Progress(0, steps), 1, runtime)
+    assert (result.steps, result.examples) == (steps, 8 * steps)
+    return result.loss, state_of(model)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_pretraining_lowers_the_loss_and_repeats_bit_for_bit(small_plan: Plan, precision: str) -> None:
+    runtime = replace(CPU, precision=precision)
+    model = build_autoencoder(small_plan)
+    before = pretrain_loss(model, [pictures()], pretraining(small_plan), 0, runtime)
+    _, state = pretrained(small_plan, 60, runtime)
+    _, again = pretrained(small_plan, 60, runtime)
+    assert digest(state) == digest(again)
+    model.load_state_dict(state, strict=False)
+    assert pretrain_loss(model, [pictures()], pretraining(small_plan), 0, runtime) < 0.8 * before
+
+
+def test_the_global_random_state_of_torch_is_left_alone(small_plan: Plan) -> None:
+    model = build_autoencoder(small_plan)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    pretrain(model, [pictures()] * 2, pretraining(small_plan), Progress(0, 2), 1, CPU)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_finetuning_learns_a_label_that_is_there_and_leaves_unknown_ones(small_plan: Plan) -> None:
+    stage = finetuning(small_plan)
+    model = build_classifier(small_plan, stage)
+    images, targets = bright_or_dark()
+    finetune(model, [(images, targets)] * 40, stage, torch.ones(3), Progress(0, 40), 1, CPU)
+    scores = predict(model, [images[:3], images[3:]], CPU)
+    assert scores.shape == (8, 3)
+    assert bool((scores[::2, 1] > 0.8).all())
+    assert bool((scores[1::2, 1] < 0.2).all())
+    assert torch.allclose(scores[:, 2], torch.tensor(0.5), atol=0.05)
+
+
+@pytest.mark.parametrize("sound_steps", [0, 3, 30])
+def test_a_loss_that_is_not_finite_stops_the_training_and_never_reaches_the_weights(
+    small_plan: Plan, sound_steps: int
+) -> None:
+    stage = finetuning(small_plan)
+    images, targets = bright_or_dark()
+    model, twin = build_classifier(small_plan, stage), build_classifier(small_plan, stage)
+
+    def stream() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in range(sound_steps):
+            yield images, targets
+        model.head.bias.data[0] = math.nan
+        yield images, targets
+        yield images, targets
+
+    weights = torch.ones(3)
+    if sound_steps:
+        finetune(twin, [(images, targets)] * sound_steps, stage, weights, Progress(0, 99), 1, CPU)
+    with pytest.raises(TrainingDiverged):
+        finetune(model, stream(), stage, weights, Progress(0, 99), 1, CPU)
+    model.head.bias.data[0] = twin.head.bias.data[0]
+    assert digest(state_of(model)) == digest(state_of(twin))
+
+
+def test_the_schedule_goes_on_where_the_round_before_ended(small_plan: Plan) -> None:
+    stage = replace(pretraining(small_plan), optimizer=Optimizer(lr=0.1, warmup=0.5))
+    early, late = build_autoencoder(small_plan), build_autoencoder(small_plan)
+    start = state_of(early)
+    pretrain(early, [pictures()], stage, Progress(0, 20), 1, CPU)
+    pretrain(late, [pictures()], stage, Progress(9, 20), 1, CPU)
+    moved = [float((state_of(model)["encoder.embed.weight"] - start["encoder.embed.weight"]).abs().max()) for model in (early, late)]
+    assert moved[1] == pytest.approx(10 * moved[0], rel=0.05)
+
+
+def test_no_batches_is_an_error(small_plan: Plan) -> None:
+    with pytest.raises(ValueError, match="at least one batch"):
+        pretrain(build_autoencoder(small_plan), [], pretraining(small_plan), Progress(0, 1), 1, CPU)
+
+
+def test_a_reconstruction_keeps_what_was_seen(small_plan: Plan) -> None:
+    model = build_autoencoder(small_plan)
+    masked, complete = reconstruct(model, pictures(2), 0.75, seed=0)
+    assert masked.dtype == complete.dtype == torch.uint8
+    seen = (masked == pictures(2)).reshape(2, 4, 8, 4, 8).all(dim=4).all(dim=2)
+    assert seen.sum().item() == 2 * 4
+    assert bool((complete == pictures(2)).reshape(2, 4, 8, 4, 8).all(dim=4).all(dim=2)[seen].all())

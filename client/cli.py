@@ -21,7 +21,12 @@ from cxrbase_model.settings import SettingsError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS: tuple[Callable[[Any], None], ...] = (archive.add_ingest, archive.add_verify, archive.add_audit, archive.add_forget)
+COMMANDS: tuple[Callable[[Any], None], ...] = (
+    archive.add_ingest,
+    archive.add_verify,
+    archive.add_audit,
+    archive.add_forget,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

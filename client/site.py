@@ -149,7 +149,9 @@ class Site:
     archive: Archive = knob(why="where the pictures are")
     labels: LabelSettings = knob(factory=LabelSettings, why="how labels are written")
     rules: Path | None = knob(None, why="file of rules that override which pictures are used")
-    private: Path = knob(Path("private"), why="folder of the cache, the manifest, the secret and the ledger; owner only")
+    private: Path = knob(
+        Path("private"), why="folder of the cache, the manifest, the secret and the ledger; owner only"
+    )
     minimum_cell: int = knob(5, low=1, high=1000, why="smallest count that may leave; smaller ones are put in a bucket")
     compute: Compute = knob(factory=Compute, why="what a training may use")
     limits: Limits = knob(factory=Limits, why="what one file may cost")

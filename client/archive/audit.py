@@ -61,19 +61,26 @@ def audit(site: Site, pictures: int = 64) -> list[Check]:
     index = verify_cache(site.cache_folder)
     items = {item.key: item for item in open_source(site).items()}
     checks = [Check(True, f"{index.rows} pictures in {len(index.shards)} shards: every checksum is right")]
-    checks += [_files(site.cache_folder, index), _rights(site.private), _index(site.cache_folder, index), _table(site, index)]
+    checks += [
+        _files(site.cache_folder, index),
+        _rights(site.private),
+        _index(site.cache_folder, index),
+        _table(site, index),
+    ]
     checks += _search(site, index, _identifiers(site, items.values()))
     checks.append(_repeat(site, index, items, pictures))
     return checks
 
 
 def _files(folder: Path, index: Index) -> Check:
-    known = {"cache.json": None, index.table.file: None}
+    known: dict[str, int | None] = {"cache.json": None, index.table.file: None}
     known |= {shard.file: shard.rows * index.height * index.width for shard in index.shards}
     strays = [path.name for path in folder.iterdir() if path.name not in known]
     longer = [name for name, size in known.items() if size is not None and (folder / name).stat().st_size != size]
     if strays or longer:
-        return Check(False, f"the cache folder holds more than it should: {', '.join(strays + longer)}; run ingest to the end")
+        return Check(
+            False, f"the cache folder holds more than it should: {', '.join(strays + longer)}; run ingest to the end"
+        )
     return Check(True, f"the cache folder holds its {len(known)} files, each of its exact length, and no other")
 
 
@@ -86,7 +93,9 @@ def _rights(private: Path) -> Check:
 
 def _index(folder: Path, index: Index) -> Check:
     same = (folder / "cache.json").read_bytes() == index.to_json()
-    return Check(same, "cache.json is exactly its typed contents" if same else "cache.json holds more than its typed contents")
+    return Check(
+        same, "cache.json is exactly its typed contents" if same else "cache.json holds more than its typed contents"
+    )
 
 
 def _table(site: Site, index: Index) -> Check:
@@ -131,12 +140,20 @@ def _search(site: Site, index: Index, texts: set[str]) -> Iterator[Check]:
     for shard in index.shards:
         with (site.cache_folder / shard.file).open("rb") as file:
             hits |= large.find(chunks(file))
-    yield _told("pixels", hits, f"none of the identifiers of {digits} or more digits, {letters} or more letters, or any in UTF-16")
+    yield _told(
+        "pixels",
+        hits,
+        f"none of the identifiers of {digits} or more digits, {letters} or more letters, or any in UTF-16",
+    )
 
 
 def _public(index: Index) -> set[str]:
     """Words that cache.json has from the plan: a header may use them too."""
-    return {*index.spec.findings, *(word for finding in index.spec.findings for word in finding.split()), *index.exclusions}
+    return {
+        *index.spec.findings,
+        *(word for finding in index.spec.findings for word in finding.split()),
+        *index.exclusions,
+    }
 
 
 def _without_checksums(data: bytes, index: Index) -> bytes:
@@ -174,7 +191,9 @@ def _repeat(site: Site, index: Index, items: dict[str, Item], pictures: int) -> 
     places = {items[entry.name]: entry for entry in entries if entry.name in items}
     jobs = (Job(item, settings) for item in places)
     equal = 0
-    with Pool(prepare, count=site.compute.workers, seconds=site.limits.seconds, memory=site.limits.memory << 20) as pool:
+    with Pool(
+        prepare, count=site.compute.workers, seconds=site.limits.seconds, memory=site.limits.memory << 20
+    ) as pool:
         for job, result in pool.run(jobs):
             equal += isinstance(result, Prepared) and _kept(site, index, places[job.item]) == _bytes(result)
     text = f"{equal} of {len(entries)} pictures that were rendered again are byte for byte those of the cache"

@@ -32,8 +32,12 @@ def add_ingest(commands: Any) -> None:
         "goes on. Run it again when files were added: only new and changed ones are read.",
     )
     parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
-    parser.add_argument("--plan", type=Path, required=True, metavar="PLAN.yaml", help="the training plan the cache is made for")
-    parser.add_argument("--again", action="store_true", help="read every file anew, also those known from earlier ingests")
+    parser.add_argument(
+        "--plan", type=Path, required=True, metavar="PLAN.yaml", help="the training plan the cache is made for"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="read every file anew, also those known from earlier ingests"
+    )
     parser.add_argument("--accept-loss", action="store_true", help="go on although most of the known files are gone")
     parser.set_defaults(run=_ingest)
 
@@ -103,7 +107,9 @@ def _audit(arguments: argparse.Namespace) -> int:
     for check in checks:
         console.print(f"[green]ok[/green]    {check.text}" if check.passed else f"[red]WRONG[/red] {check.text}")
     passed = all(check.passed for check in checks)
-    console.print(f"{site.site}: nothing in the cache names anyone." if passed else f"{site.site}: look at what is WRONG above.")
+    console.print(
+        f"{site.site}: nothing in the cache names anyone." if passed else f"{site.site}: look at what is WRONG above."
+    )
     return 0 if passed else 1
 
 
@@ -111,7 +117,9 @@ def _forget(arguments: argparse.Namespace) -> int:
     site = read_site(arguments.site)
     done = forget(site, arguments.patient)
     spooled = f", {done.spooled} spooled files" if done.spooled else ""
-    console.print(f"{site.site}: removed {done.pictures} pictures and {done.files} entries{spooled}; the patient is not taken again.")
+    console.print(
+        f"{site.site}: removed {done.pictures} pictures and {done.files} entries{spooled}; the patient is not taken again."
+    )
     console.print("The archive itself, its label file, and models trained before are as they were.")
     return 0
 
@@ -131,7 +139,9 @@ def _print_summary(site: Site, summary: Summary) -> None:
     )
     table = Table("", "", "", box=None, show_header=False, padding=(0, 1))
     splits = ", ".join(f"{count} {name}" for name, count in summary.splits.items())
-    table.add_row("used", f"[bold]{summary.used}[/bold]", f"pictures of {summary.patients} patients: {splits}", style="green")
+    table.add_row(
+        "used", f"[bold]{summary.used}[/bold]", f"pictures of {summary.patients} patients: {splits}", style="green"
+    )
     for reason, count in summary.excluded.items():
         table.add_row(reason, str(count), Reason(reason).description)
     console.print(table)

@@ -111,7 +111,9 @@ def compact(folder: Path, manifest: Manifest, side: int) -> None:
         slots = manifest.live_slots(number)
         fresh = next_shard(folder, manifest.shards())
         if slots:
-            append_pictures(folder / shard_name(fresh), 0, _pictures(folder / shard_name(number), slots, side), side * side)
+            append_pictures(
+                folder / shard_name(fresh), 0, _pictures(folder / shard_name(number), slots, side), side * side
+            )
         with manifest.transaction():
             manifest.move((fresh, place, name) for place, (name, _) in enumerate(slots))
             manifest.drop_shard(number)
@@ -140,13 +142,16 @@ def _table(
     used: list[Entry], labels: NDArray[np.float32], places: dict[int, int], secret: Secret, spec: DataSpec
 ) -> Table:
     keys = [entry.patient or b"\0" * KEY_BYTES for entry in used]
-    return {
+    table: Table = {
         "labels": labels,
         "patient": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
         "split": np.array([secret.split(key, spec) for key in keys], np.uint8),
         "shard": np.array([places[entry.shard or 0] for entry in used], np.uint32),
         "slot": np.array([entry.slot or 0 for entry in used], np.uint32),
-    } | {name: np.array([getattr(entry, name) for entry in used], np.uint8) for name in ("sex", "age_band", "view", "scanner")}
+    }
+    for name in ("sex", "age_band", "view", "scanner"):
+        table[name] = np.array([getattr(entry, name) for entry in used], np.uint8)
+    return table
 
 
 def _exclusions(manifest: Manifest) -> bytes:

@@ -53,7 +53,9 @@ class Layout(ABC):
     def items(self) -> Iterator[Item]:
         """Every picture file with what the rows say of it; SourceLost where the folder is not there."""
         if not self.present():
-            raise SourceLost(f"archive.path: {self.top} is not there or cannot be listed; is it plugged in and mounted?")
+            raise SourceLost(
+                f"archive.path: {self.top} is not there or cannot be listed; is it plugged in and mounted?"
+            )
         rows = {row.name: row for row in self.rows()}
         self._marks.clear()
         for item in self._tree.items():
@@ -76,7 +78,9 @@ class Layout(ABC):
         """The CSV files that match, plain or gzip; SettingsError where none does."""
         found = sorted(path for pattern in patterns for end in ("", ".gz") for path in self.top.glob(pattern + end))
         if not found:
-            raise SettingsError(f"archive.path: {self.top} holds no {' or '.join(patterns)}; is it the data set's top folder?")
+            raise SettingsError(
+                f"archive.path: {self.top} holds no {' or '.join(patterns)}; is it the data set's top folder?"
+            )
         return found
 
 
@@ -98,7 +102,9 @@ class PlainFolder(Layout):
         for path in self.tables(self._table):
             for row in read_rows(path):
                 _need(path, row, "image", "patient_id")
-                facts = Facts(row["patient_id"].strip(), *(row.get(name, "").strip() for name in ("view", "sex", "age")))
+                facts = Facts(
+                    row["patient_id"].strip(), *(row.get(name, "").strip() for name in ("view", "sex", "age"))
+                )
                 yield Named(PurePosixPath(row["image"].strip()).as_posix(), facts, self._row_marks(row))
 
     def _row_marks(self, row: dict[str, str]) -> Marks:
@@ -124,7 +130,11 @@ class NihChestXray14(Layout):
                     sex=row.get("Patient Gender", ""),
                     age=row.get("Patient Age", ""),
                 )
-                yield Named(row["Image Index"].strip(), facts, _completed(listed_marks(row["Finding Labels"], self.settings), NIH_14))
+                yield Named(
+                    row["Image Index"].strip(),
+                    facts,
+                    _completed(listed_marks(row["Finding Labels"], self.settings), NIH_14),
+                )
 
 
 class Chexpert(Layout):
@@ -236,7 +246,11 @@ class RsnaPneumonia(Layout):
 
     _CLASSES: ClassVar[dict[str, Marks]] = {
         "Lung Opacity": {"Pneumonia": Mark.POSITIVE, "Lung Opacity": Mark.POSITIVE},
-        "No Lung Opacity / Not Normal": {"Pneumonia": Mark.NEGATIVE, "Lung Opacity": Mark.NEGATIVE, NO_FINDING: Mark.NEGATIVE},
+        "No Lung Opacity / Not Normal": {
+            "Pneumonia": Mark.NEGATIVE,
+            "Lung Opacity": Mark.NEGATIVE,
+            NO_FINDING: Mark.NEGATIVE,
+        },
         "Normal": {NO_FINDING: Mark.POSITIVE},
     }
 

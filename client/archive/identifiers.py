@@ -57,5 +57,11 @@ def _spellings(element: DataElement) -> Iterator[str]:
             yield from re.split(r"[\^= ]+", text)
         if element.VR in ("DA", "DT") and re.match(r"\d{8}", text):
             year, month, day = text[:4], text[4:6], text[6:8]
-            yield from (text[:8], f"{year}-{month}-{day}", f"{day}.{month}.{year}", f"{month}/{day}/{year}", f"{day}/{month}/{year}")
+            yield from (
+                text[:8],
+                f"{year}-{month}-{day}",
+                f"{day}.{month}.{year}",
+                f"{month}/{day}/{year}",
+                f"{day}/{month}/{year}",
+            )
         yield re.sub(r"\D", "", text)

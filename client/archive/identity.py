@@ -7,7 +7,6 @@ same key in each ingest, and nobody without the secret can tell whose key it is,
 from __future__ import annotations
 
 import hmac
-import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ MAKERS = (
 )  # fmt: skip
 SCANNERS = ("unknown", *(f"{kind}-{maker}" for kind in ("cr", "dx") for maker in MAKERS))
 
-_MAKER_WORDS = {"kodak": "carestream", "general electric": "ge", "fuji": "fujifilm", "philips": "philips", "medical systems ge": "ge"}
+_MAKER_WORDS = {"kodak": "carestream", "general": "ge", "fuji": "fujifilm"}  # other first words of the makers' names
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,12 @@ def load_secret(private: Path) -> Secret:
     if not path.exists():
         write_private(path, f"{secrets.token_hex(32)}\n".encode())
     if path.stat().st_mode & 0o077:
-        os.chmod(path, 0o600)  # noqa: PTH101
+        path.chmod(0o600)
     text = path.read_text(encoding="ascii", errors="replace").strip()
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise SettingsError(f"{path}: expected 64 hexadecimal digits; without the secret, patients cannot be recognised again")
+        raise SettingsError(
+            f"{path}: expected 64 hexadecimal digits; without the secret, patients cannot be recognised again"
+        )
     return Secret(bytes.fromhex(text))
 
 
@@ -80,7 +81,7 @@ def age_code(years: float | None) -> int:
 
 def age_years(text: str) -> float | None:
     """An age in years out of (0010,1010) Patient's Age ("043Y", "011M", "002W", "005D", PS3.5 6.2) or out of a bare number."""
-    match = re.fullmatch(r"\s*(\d{1,3})(?:\.\d+)?\s*([YMWD]?)\w*\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d{1,3})(?:\.\d+)?\s*([YMWD]?)[A-Z]*\s*", text.upper())
     if not match:
         return None
     return int(match[1]) / {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[match[2]]
@@ -99,8 +100,6 @@ def scanner_code(modality: str, maker: str) -> int:
     kind = {"CR": "cr", "DX": "dx", "DR": "dx"}.get(modality.strip().upper())
     if kind is None:
         return 0
-    words = re.sub(r"[^a-z]+", " ", maker.lower()).strip()
-    for word, name in _MAKER_WORDS.items():
-        words = words.replace(word, name)
-    known = [name for name in MAKERS if name in words.split()]
+    words = re.findall(r"[a-z]+", maker.lower())
+    known = [name for name in (_MAKER_WORDS.get(word, word) for word in words) if name in MAKERS]
     return SCANNERS.index(f"{kind}-{known[0] if known else 'other'}")

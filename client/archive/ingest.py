@@ -194,7 +194,9 @@ class _Ingest:
         changed = item.changed
         if isinstance(result, Unread):
             if not self.source.present():
-                raise SourceLost("archive: went away during the ingest; what was read is kept, run again when it is back")
+                raise SourceLost(
+                    "archive: went away during the ingest; what was read is kept, run again when it is back"
+                )
             result, changed = Prepared(About(), reason=Reason.UNREADABLE), _RETRY
         if isinstance(result, Failed):
             result = Prepared(About(), reason=result.reason)

@@ -82,9 +82,13 @@ class Manifest:
         except sqlite3.DatabaseError as error:
             if "full" in str(error) or "I/O" in str(error):
                 raise
-            raise ManifestError("manifest.sqlite is not readable; move it away and run cxrbase-client ingest again") from None
+            raise ManifestError(
+                "manifest.sqlite is not readable; move it away and run cxrbase-client ingest again"
+            ) from None
         if self.fact("schema", str(SCHEMA)) != str(SCHEMA):
-            raise ManifestError("manifest.sqlite is of another version; move it away and run cxrbase-client ingest again")
+            raise ManifestError(
+                "manifest.sqlite is of another version; move it away and run cxrbase-client ingest again"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -129,7 +133,8 @@ class Manifest:
     def mark_gone(self, names: Iterable[str]) -> None:
         """Note files that are no longer in the archive; their pixels will be dropped."""
         self._db.executemany(
-            "UPDATE files SET prepared = ?, shard = NULL, slot = NULL WHERE name = ?", ((Reason.GONE, name) for name in names)
+            "UPDATE files SET prepared = ?, shard = NULL, slot = NULL WHERE name = ?",
+            ((Reason.GONE, name) for name in names),
         )
 
     def decide(self) -> None:

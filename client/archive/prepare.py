@@ -165,7 +165,7 @@ def _check_facts(about: About, rules: Rules) -> None:
         raise Excluded(Reason.VIEW_UNKNOWN)
 
 
-def _fitted(about: About, picture: NDArray[np.generic], spec: DataSpec) -> Prepared:
+def _fitted(about: About, picture: NDArray[np.uint8], spec: DataSpec) -> Prepared:
     fitted = fit(picture, spec)
     digest = hashlib.sha256(fitted.tobytes()).digest()[:16]
     return Prepared(about, fitted, digest, height=picture.shape[0], width=picture.shape[1])

@@ -10,7 +10,7 @@ class Reason(StrEnum):
 
     description: str
 
-    def __new__(cls, code: str, description: str) -> Reason:
+    def __new__(cls, code: str, description: str = "") -> Reason:
         """A member whose value is the code."""
         member = str.__new__(cls, code)
         member._value_ = code

@@ -102,7 +102,9 @@ class DicomTree:
             yield from _file_items(self.top, self.top.name)
             return
         if not self.present():
-            raise SourceLost(f"archive.path: {self.top} is not there or cannot be listed; is it plugged in and mounted?")
+            raise SourceLost(
+                f"archive.path: {self.top} is not there or cannot be listed; is it plugged in and mounted?"
+            )
         for path in walk(self.top):
             yield from _file_items(path, path.relative_to(self.top).as_posix())
 
@@ -131,7 +133,9 @@ def walk(top: Path) -> Iterator[Path]:
 
 
 def _listing_failed(error: OSError) -> None:
-    raise SourceLost(f"archive: a folder of it cannot be listed ({error.strerror}); is it plugged in, mounted and readable?")
+    raise SourceLost(
+        f"archive: a folder of it cannot be listed ({error.strerror}); is it plugged in, mounted and readable?"
+    )
 
 
 def _file_items(path: Path, key: str) -> Iterator[Item]:

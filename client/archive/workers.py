@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from client.archive.reasons import Reason
@@ -175,7 +176,9 @@ class Pool(Generic[Task, Result]):
         worker.start()
         if order is None:
             return
-        reason = reason or {-signal.SIGALRM: Reason.TIMEOUT, -signal.SIGKILL: Reason.OUT_OF_MEMORY}.get(status, Reason.CRASHED)
+        reason = reason or {-signal.SIGALRM: Reason.TIMEOUT, -signal.SIGKILL: Reason.OUT_OF_MEMORY}.get(
+            status, Reason.CRASHED
+        )
         if order.tries < _TRIES and reason != Reason.TIMEOUT:
             retry.append(order)
         else:
@@ -205,8 +208,6 @@ def _work(pipe: Connection) -> None:
 
 def _limit_memory(extra: int) -> None:
     """Let the process take `extra` bytes of address space beyond what it has now."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        pages = int(file.read().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + extra
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-

@@ -67,7 +67,8 @@ def test_rows_of_the_splits_are_all_rows_and_patients_are_dense(folder: Path) ->
 def test_a_batch_is_uint8_pictures_with_their_own_labels(folder: Path) -> None:
     cache = Cache.open(folder)
     for images, labels in batches(cache, cache.rows("train"), 4, seed=3, epochs=2):
-        assert images.dtype == torch.uint8 and labels.dtype == torch.float32
+        assert images.dtype == torch.uint8
+        assert labels.dtype == torch.float32
         torch.testing.assert_close(labels, torch.from_numpy(cache.labels[images[:, 0, 0].numpy()]), equal_nan=True)
 
 
@@ -87,7 +88,9 @@ def test_the_order_follows_the_seed_and_changes_with_each_pass(folder: Path) -> 
 
 
 @pytest.mark.parametrize(("epochs", "sizes"), [(1.0, [5] * 5), (0.5, [5] * 3), (0.01, [1]), (3.0, [5] * 14)])
-def test_all_batches_have_one_size_and_each_pass_shows_each_picture_once(folder: Path, epochs: float, sizes: list[int]) -> None:
+def test_all_batches_have_one_size_and_each_pass_shows_each_picture_once(
+    folder: Path, epochs: float, sizes: list[int]
+) -> None:
     shown = order_of(Cache.open(folder), epochs=epochs)
     assert [len(batch) for batch in shown] == sizes
     first_pass = sum(shown, [])[:ROWS]
@@ -123,7 +126,9 @@ def test_an_ingest_that_appends_does_not_disturb_a_reader(folder: Path) -> None:
         ("pixels-00002.u8", b"xx", r"pixels-00002\.u8 is missing or too short"),
     ],
 )
-def test_a_damaged_cache_is_refused_with_the_name_of_the_file(folder: Path, name: str, damage: bytes | None, line: str) -> None:
+def test_a_damaged_cache_is_refused_with_the_name_of_the_file(
+    folder: Path, name: str, damage: bytes | None, line: str
+) -> None:
     (path,) = folder.glob(f"{name}*")
     path.unlink()
     if damage is not None:

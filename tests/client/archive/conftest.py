@@ -23,7 +23,7 @@ Radiograph = Callable[..., Path]
 
 def chest(number: int, side: int = 192) -> np.ndarray[Any, Any]:
     """A picture that looks enough like a chest to be taken for one, float64 [side, side], 0 to 1; another for each number."""
-    y, x = np.mgrid[-1:1:side * 1j, -1:1:side * 1j]
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     rng = np.random.default_rng(number)
     picture = 0.75 - 0.2 * y**2
     for centre in (-0.42, 0.42):
@@ -102,7 +102,10 @@ def write_table() -> Callable[[Path, str, Sequence[Sequence[Any]]], Path]:
 def spec() -> DataSpec:
     """A small data specification."""
     return DataSpec(
-        findings=("No Finding", "Cardiomegaly", "Pleural Effusion", "Pneumonia"), image_size=32, validation=0.2, test=0.2
+        findings=("No Finding", "Cardiomegaly", "Pleural Effusion", "Pneumonia"),
+        image_size=32,
+        validation=0.2,
+        test=0.2,
     )
 
 

@@ -56,7 +56,9 @@ class Read:
         return {self.cache.group_names[group][code] for code in self.cache.groups[group]}
 
 
-def test_a_plain_folder_with_lists(tmp_path: Path, make_site: MakeSite, write_picture: Write, write_table: Write) -> None:
+def test_a_plain_folder_with_lists(
+    tmp_path: Path, make_site: MakeSite, write_picture: Write, write_table: Write
+) -> None:
     for number, name in enumerate(["a.jpg", "b.png", "c.jpg", "d.png", "lateral.jpg", "stranger.png"]):
         write_picture(tmp_path / "set" / "images" / name, number, bits=16 if name == "d.png" else 8)
     rows = [
@@ -66,7 +68,8 @@ def test_a_plain_folder_with_lists(tmp_path: Path, make_site: MakeSite, write_pi
     ]  # fmt: skip
     write_table(tmp_path / "set" / "labels.csv", "image,patient_id,findings,view,sex,age", rows)
     read = Read(make_site(archive=FolderArchive(path=tmp_path / "set")))
-    assert read.summary.used == 4 and read.summary.patients == 3
+    assert read.summary.used == 4
+    assert read.summary.patients == 3
     assert read.labels() == {(1, 0, 0, 0), (0, 1, -1, 1), (-1, -1, -1, -1), (-1, -1, 0.5, -1)}
     assert read.shown("view") == {"PA", "AP", "unknown"}
     assert read.shown("sex") == {"male", "female", "unknown"}
@@ -74,14 +77,18 @@ def test_a_plain_folder_with_lists(tmp_path: Path, make_site: MakeSite, write_pi
     assert read.reasons == {"images/lateral.jpg": Reason.LATERAL, "images/stranger.png": Reason.NO_PATIENT}
 
 
-def test_a_plain_folder_with_columns(tmp_path: Path, make_site: MakeSite, write_picture: Write, write_table: Write) -> None:
+def test_a_plain_folder_with_columns(
+    tmp_path: Path, make_site: MakeSite, write_picture: Write, write_table: Write
+) -> None:
     write_picture(tmp_path / "set" / "x.png", 1)
     write_table(tmp_path / "set" / "labels.csv", "image,patient_id,Herz,Pneumonia", [("x.png", "p1", "1", "U")])
     archive, labels = FolderArchive(path=tmp_path / "set"), LabelSettings(names={"Herz": "Cardiomegaly"})
     assert Read(make_site(archive=archive, labels=labels)).labels() == {(0, 1, -1, 0.5)}
 
 
-def test_changed_facts_of_a_picture_are_noticed(tmp_path: Path, make_site: MakeSite, write_picture: Write, write_table: Write) -> None:
+def test_changed_facts_of_a_picture_are_noticed(
+    tmp_path: Path, make_site: MakeSite, write_picture: Write, write_table: Write
+) -> None:
     write_picture(tmp_path / "set" / "x.png", 1)
     site = make_site(archive=FolderArchive(path=tmp_path / "set"))
     for sex, expected in (("F", "female"), ("M", "male")):
@@ -202,7 +209,14 @@ def test_padchest(tmp_path: Path, make_site: MakeSite, write_picture: Write, wri
         for number, name in enumerate(names[3:], start=3):
             file.write(write_picture(tmp_path / name, number, bits=16), name)
     (tmp_path / "1.zip").rename(top / "1.zip")
-    labels = ["['normal']", "['cardiomegaly', 'costophrenic angle blunting']", "['unchanged', 'pneumonia']", "", "['normal']", "[]"]
+    labels = [
+        "['normal']",
+        "['cardiomegaly', 'costophrenic angle blunting']",
+        "['unchanged', 'pneumonia']",
+        "",
+        "['normal']",
+        "[]",
+    ]
     views = ["PA", "AP_horizontal", "PA", "PA", "L", "COSTAL"]
     write_table(
         top / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",

@@ -50,7 +50,13 @@ def contents(cache: Cache) -> tuple[bytes, ...]:
     """Everything of a cache that a training sees."""
     rows = np.arange(len(cache))
     groups = (array.tobytes() for array in cache.groups.values())
-    return (cache.pixels(rows).tobytes(), cache.labels.tobytes(), cache.patients.tobytes(), cache.splits.tobytes(), *groups)
+    return (
+        cache.pixels(rows).tobytes(),
+        cache.labels.tobytes(),
+        cache.patients.tobytes(),
+        cache.splits.tobytes(),
+        *groups,
+    )
 
 
 def listed(site: Site) -> dict[str, str]:
@@ -77,7 +83,9 @@ def test_every_file_is_used_or_excluded_with_its_reason(archive: Path, make_site
     assert cache.pixels(np.arange(8)).shape == (8, 32, 32)
 
 
-def test_pictures_of_a_patient_share_a_split(tmp_path: Path, write_radiograph: Radiograph, make_site: MakeSite, spec: DataSpec) -> None:
+def test_pictures_of_a_patient_share_a_split(
+    tmp_path: Path, write_radiograph: Radiograph, make_site: MakeSite, spec: DataSpec
+) -> None:
     for number in range(30):
         write_radiograph(tmp_path / "dicom" / str(number), number)
     site = make_site()
@@ -111,7 +119,9 @@ def test_worker_counts_and_file_names_do_not_change_a_cache(
     assert caches[0] == caches[1]
 
 
-def test_another_secret_gives_other_keys_and_another_order(archive: Path, tmp_path: Path, make_site: MakeSite, spec: DataSpec) -> None:
+def test_another_secret_gives_other_keys_and_another_order(
+    archive: Path, tmp_path: Path, make_site: MakeSite, spec: DataSpec
+) -> None:
     orders = []
     for secret in ("5" * 64, "6" * 64):
         site = make_site(private=tmp_path / secret[:2])
@@ -262,7 +272,9 @@ def test_a_label_file_that_is_not_understood_stops_the_ingest_before_any_file_is
         ingest(site, spec, progress=lambda done, total: pytest.fail("a file was read"))
 
 
-def test_labels_join_by_uid_accession_or_file(archive: Path, tmp_path: Path, make_site: MakeSite, spec: DataSpec) -> None:
+def test_labels_join_by_uid_accession_or_file(
+    archive: Path, tmp_path: Path, make_site: MakeSite, spec: DataSpec
+) -> None:
     keys = {"SOPInstanceUID": f"{ROOT}.3.5", "AccessionNumber": "ACC00000005", "path": "P2/study5/IM.dcm"}
     for column, key in keys.items():
         (tmp_path / "labels.csv").write_text(f"{column},Cardiomegaly\n{key},1\nnobody's,0\n")

@@ -65,7 +65,9 @@ def test_what_the_key_is_follows_from_its_name_or_the_settings(settings: LabelSe
 
 def test_a_word_nobody_listed_is_an_error_that_names_line_and_column_but_not_the_word(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("SOPInstanceUID,Edema\n1.2,1\n1.3,Mr. Smith\n")
-    with pytest.raises(SettingsError, match=r"labels\.csv: line 3, column 'Edema': expected a word of labels\.positive") as caught:
+    with pytest.raises(
+        SettingsError, match=r"labels\.csv: line 3, column 'Edema': expected a word of labels\.positive"
+    ) as caught:
         list(read_labels(tmp_path / "labels.csv", LabelSettings()))
     assert "Smith" not in str(caught.value)
 
@@ -129,7 +131,8 @@ class TestLabelBook:
 
     def test_a_short_name_that_two_files_have_finds_neither(self) -> None:
         labels, matched = self.book(LabelRow("file", "IM1", {"Edema": P})).labels([entry("a/IM1"), entry("b/IM1")])
-        assert np.isnan(labels).all() and matched == 0
+        assert np.isnan(labels).all()
+        assert matched == 0
 
     @pytest.mark.parametrize(("policy", "value"), [("ignore", np.nan), ("soft", 0.5), ("ones", 1.0), ("zeros", 0.0)])
     def test_rows_that_disagree_are_uncertain(self, policy: str, value: float) -> None:

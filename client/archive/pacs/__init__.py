@@ -1,0 +1,1 @@
+"""A PACS as a source of pictures, over DICOMweb or DIMSE."""

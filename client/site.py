@@ -114,6 +114,11 @@ class LabelSettings:
     list: str = knob("", why="the column that lists the findings of a row; empty where each finding has its own column")
     separator: str = knob("|", why="what parts the findings of such a list")
     doubt: str = knob("?", why="what ends an uncertain finding in such a list")
+    absent: str = knob(
+        "unknown",
+        choices=("unknown", "negative"),
+        why="what a finding of `names` is that such a list leaves out; negative where readers look for each of them",
+    )
     names: dict[str, str] = knob(factory=dict, why="the hospital's names of findings to the plan's, where they differ")
     ignore: tuple[str, ...] = knob((), why="columns and findings of the file that are not to be learned")
     positive: tuple[str, ...] = knob(("1", "p", "pos", "positive", "y", "yes", "true"), why="cells that say present")

@@ -135,6 +135,6 @@ def label_section(style: Style) -> dict[str, Any]:
     """The `labels` section of the hospital's SITE.yaml: where its findings stand and what their names mean."""
     names = {theirs: ours for ours, theirs in NAMES[style.labels].items()}
     if style.labels == "list":
-        return {"file": "labels.csv", "key": "SOPInstanceUID", "list": "Befunde", "names": names}
+        return {"file": "labels.csv", "key": "SOPInstanceUID", "list": "Befunde", "absent": "negative", "names": names}
     key = "AccessionNumber" if style.labels == "letters" else "SOPInstanceUID"
     return {"file": "labels.csv", "key": key, "names": names}

@@ -86,7 +86,7 @@ def marks_of(row: Mapping[str, str], settings: LabelSettings) -> Marks:
 
 
 def listed_marks(cell: str, settings: LabelSettings) -> Marks:
-    """The marks of a list such as `Effusion|Nodule?`; what it does not name is unknown."""
+    """The marks of a list such as `Effusion|Nodule?`; what it leaves out is what `absent` says, an empty list says nothing."""
     marks: Marks = {}
     for part in cell.split(settings.separator):
         name = part.strip()
@@ -94,6 +94,8 @@ def listed_marks(cell: str, settings: LabelSettings) -> Marks:
         name = name.removesuffix(settings.doubt).strip() if doubtful else name
         if name.casefold() not in settings.missing:
             marks[name] = Mark.UNCERTAIN if doubtful else Mark.POSITIVE
+    if marks and settings.absent == "negative":
+        return dict.fromkeys(settings.names, Mark.NEGATIVE) | marks
     return marks
 
 

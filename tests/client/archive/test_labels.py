@@ -143,3 +143,9 @@ class TestLabelBook:
     def test_rows_that_agree_or_add_are_merged(self) -> None:
         rows = [LabelRow("file", "a", {}), LabelRow("file", "a", {"Edema": P}), LabelRow("file", "a", {"Edema": P})]
         assert self.book(*rows).labels([entry("a")])[0][0, 0] == 1.0
+
+
+def test_a_list_of_a_reader_who_looks_for_everything_says_what_is_absent() -> None:
+    settings = LabelSettings(list="Befunde", absent="negative", names={"Erguss": "Effusion", "Herd": "Nodule"})
+    assert listed_marks("Erguss?", settings) == {"Erguss": U, "Herd": Mark.NEGATIVE}
+    assert listed_marks("", settings) == {}

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.archive.pacs.settings import DicomwebArchive, DimseArchive, PacsArchive, resolved
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
 
 SCHEMA = 1
@@ -97,6 +98,8 @@ Archive = (
     | VindrArchive
     | PadchestArchive
     | RsnaArchive
+    | DicomwebArchive
+    | DimseArchive
 )
 
 
@@ -185,7 +188,9 @@ def resolve(site: Site, home: Path) -> Site:
     """The same settings, every relative path below `home`."""
     labels = site.labels if site.labels.file is None else dataclasses.replace(site.labels, file=home / site.labels.file)
     archive = site.archive
-    if hasattr(archive, "path"):
+    if isinstance(archive, PacsArchive):
+        archive = resolved(archive, home)
+    else:
         archive = dataclasses.replace(archive, path=home / archive.path)
     rules = None if site.rules is None else home / site.rules
     return dataclasses.replace(site, archive=archive, labels=labels, rules=rules, private=home / site.private)

@@ -11,10 +11,11 @@ too long for that; what is shorter is covered by the repetition.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from safetensors.numpy import save
@@ -27,9 +28,12 @@ from client.archive.manifest import Entry, Manifest
 from client.archive.needles import SHORTEST, Needles, chunks
 from client.archive.open_source import open_source
 from client.archive.prepare import Job, Prepared, prepare
-from client.archive.sources import Item
+from client.archive.sources import Item, Source
 from client.archive.workers import Pool
 from client.site import Site
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _CHANCE = 0.001  # expected texts found by chance that decide how long a text must be to be searched in pictures
 
@@ -59,7 +63,10 @@ def audit(site: Site, pictures: int = 64) -> list[Check]:
     Raises CacheError where there is no valid cache, SourceLost where the archive is not there to compare with.
     """
     index = verify_cache(site.cache_folder)
-    items = {item.key: item for item in open_source(site).items()}
+    with closing(open_source(site)) as source:
+        items = {item.key: item for item in source.items()}
+        texts = _identifiers(site, source, items.values())
+        repeated = _repeat(site, index, source, items, pictures)
     checks = [Check(True, f"{index.rows} pictures in {len(index.shards)} shards: every checksum is right")]
     checks += [
         _files(site.cache_folder, index),
@@ -67,8 +74,7 @@ def audit(site: Site, pictures: int = 64) -> list[Check]:
         _index(site.cache_folder, index),
         _table(site, index),
     ]
-    checks += _search(site, index, _identifiers(site, items.values()))
-    checks.append(_repeat(site, index, items, pictures))
+    checks += [*_search(site, index, texts), repeated]
     return checks
 
 
@@ -116,14 +122,18 @@ def _table(site: Site, index: Index) -> Check:
     return Check(True, "the table is exactly the fields above, each value one of those it may have")
 
 
-def _identifiers(site: Site, items: Iterable[Item]) -> set[str]:
-    limits = site.limits
+def _identifiers(site: Site, source: Source, items: Iterable[Item]) -> set[str]:
     found: set[str] = set()
-    with Pool(identifiers, count=site.compute.workers, seconds=limits.seconds, memory=limits.memory << 20) as pool:
-        for _, texts in pool.run(items):
+    with _pool(site, identifiers) as pool:
+        for item, texts in pool.run(source.fetch(items)):
             if isinstance(texts, tuple):
                 found.update(texts)
+            source.done([item])
     return found
+
+
+def _pool(site: Site, function: Callable[[Task], Result]) -> Pool[Task, Result]:
+    return Pool(function, count=site.compute.workers, seconds=site.limits.seconds, memory=site.limits.memory << 20)
 
 
 def _search(site: Site, index: Index, texts: set[str]) -> Iterator[Check]:
@@ -182,20 +192,18 @@ def _told(name: str, hits: set[bytes], none: str) -> Check:
     return Check(True, f"{name}: {none}")
 
 
-def _repeat(site: Site, index: Index, items: dict[str, Item], pictures: int) -> Check:
+def _repeat(site: Site, index: Index, source: Source, items: dict[str, Item], pictures: int) -> Check:
     """Render pictures again, chosen by the secret, and compare them with the cache."""
     secret = load_secret(site.private)
     with closing(Manifest(site.private / "manifest.sqlite")) as manifest:
         entries = sorted(manifest.used(), key=lambda entry: secret.key("audit", entry.name))[:pictures]
     settings = prepare_settings(site, index.spec)
     places = {items[entry.name]: entry for entry in entries if entry.name in items}
-    jobs = (Job(item, settings) for item in places)
     equal = 0
-    with Pool(
-        prepare, count=site.compute.workers, seconds=site.limits.seconds, memory=site.limits.memory << 20
-    ) as pool:
-        for job, result in pool.run(jobs):
+    with _pool(site, prepare) as pool:
+        for job, result in pool.run(Job(item, settings) for item in source.fetch(places)):
             equal += isinstance(result, Prepared) and _kept(site, index, places[job.item]) == _bytes(result)
+            source.done([job.item])
     text = f"{equal} of {len(entries)} pictures that were rendered again are byte for byte those of the cache"
     return Check(equal == len(entries), text)
 

@@ -146,6 +146,10 @@ def _print_summary(site: Site, summary: Summary) -> None:
         table.add_row(reason, str(count), Reason(reason).description)
     console.print(table)
     _print_labels(summary)
+    for code, count in summary.failures.items():
+        console.print(
+            f"[yellow]{count} studies or pictures could not be had ({code}); the next ingest tries again.[/yellow]"
+        )
     console.print(f"Every file and why it was left out: {site.private / 'exclusions.csv'}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,10 @@ class Summary:
     findings: dict[str, dict[str, int]]
     labelled: int
     unmatched: int  # label rows that no used picture belongs to
-    new: int = 0
+    new: int = 0  # files read
     unchanged: int = 0
     seconds: float = 0.0
-
-    def timed(self, seconds: float, *, new: int, unchanged: int) -> Summary:
-        """With the time the ingest took and how many files were prepared and known."""
-        return replace(self, seconds=seconds, new=new, unchanged=unchanged)
+    failures: dict[str, int] = field(default_factory=dict)  # what could not be listed or fetched, by code
 
 
 def finish(

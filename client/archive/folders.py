@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from client.archive.labels import LabelRow, Marks, column_marks, listed_marks, read_rows
-from client.archive.sources import DicomTree, Facts, Item, SourceLost
+from client.archive.sources import DicomTree, Facts, Item, LocalSource, SourceLost
 from client.site import LabelSettings
 from cxrbase_model.labels import CHEXPERT_14, NIH_14, NO_FINDING, VINDR_28, Mark, fold
 from cxrbase_model.settings import SettingsError
@@ -32,7 +32,7 @@ class Named:
     marks: Marks
 
 
-class Layout(ABC):
+class Layout(LocalSource, ABC):
     """A `Source` whose CSV files say whose each picture is and what is marked in it."""
 
     strict: ClassVar[bool] = True  # whether a name of no known vocabulary is an error

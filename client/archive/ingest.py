@@ -9,13 +9,12 @@ command goes on.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from client.archive.reasons import Reason
 from client.archive.select import Rules
 from client.archive.sources import Item, Source, SourceLost
 from client.archive.workers import Failed, Pool
+from client.archive.pacs.settings import PacsArchive
 from client.site import DicomArchive, Site
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError, digest, load_yaml, read
@@ -64,13 +64,17 @@ def ingest(
     with locked(site.private / "ingest.lock") as free:
         if not free:
             raise IngestStopped("another ingest of this site is running; wait for it or stop it")
-        with _full_disk_is_told(), closing(Manifest(site.private / "manifest.sqlite")) as manifest:
-            return _Ingest(site, spec, manifest, progress).run(again=again, accept_loss=accept_loss)
+        with (
+            _full_disk_is_told(),
+            closing(Manifest(site.private / "manifest.sqlite")) as manifest,
+            closing(open_source(site)) as source,
+        ):
+            return _Ingest(site, spec, manifest, source, progress).run(again=again, accept_loss=accept_loss)
 
 
 def prepare_settings(site: Site, spec: DataSpec) -> Settings:
     """What every file of a site is prepared with."""
-    patient = site.archive.patient if isinstance(site.archive, DicomArchive) else "id"
+    patient = site.archive.patient if isinstance(site.archive, DicomArchive | PacsArchive) else "id"
     return Settings(spec=spec, rules=read_rules(site), limits=site.limits, patient=patient)
 
 
@@ -96,14 +100,17 @@ class _Listing:
 class _Ingest:
     """One ingest, from the listing to the summary."""
 
-    def __init__(self, site: Site, spec: DataSpec, manifest: Manifest, progress: Progress | None) -> None:
-        self.site, self.spec, self.manifest = site, spec, manifest
+    def __init__(
+        self, site: Site, spec: DataSpec, manifest: Manifest, source: Source, progress: Progress | None
+    ) -> None:
+        self.site, self.spec, self.manifest, self.source = site, spec, manifest, source
         self.progress = progress or (lambda done, total: None)
         self.secret = load_secret(site.private)
         self.settings = prepare_settings(site, spec)
-        self.source: Source = open_source(site)
         self.forgotten = manifest.forgotten()
         self.pending: list[tuple[Entry, NDArray[np.uint8] | None]] = []
+        self.taken: list[Item] = []  # to be let go of by the source once they are committed
+        self.read = 0
         self.left_out = 0  # files of patients who asked to be forgotten
 
     def run(self, *, again: bool, accept_loss: bool) -> Summary:
@@ -121,7 +128,13 @@ class _Ingest:
             self._prepare_all(todo)
             todo = self._promoted()
         summary = finish.finish(self.site, self.spec, self.manifest, self.secret, book, self.left_out)
-        return summary.timed(time.monotonic() - started, new=len(listing.todo), unchanged=listing.unchanged)
+        return replace(
+            summary,
+            seconds=time.monotonic() - started,
+            new=self.read,
+            unchanged=listing.unchanged,
+            failures={str(code): count for code, count in self.source.failures.items()},
+        )
 
     def _check_secret(self) -> None:
         proof = self.secret.key("proof", "manifest").hex()
@@ -168,7 +181,7 @@ class _Ingest:
         if not items:
             return
         limits = self.site.limits
-        jobs = (Job(item, self.settings) for item in items)
+        jobs = (Job(item, self.settings) for item in self.source.fetch(items))
         saved = time.monotonic()
         self.progress(0, len(items))
         workers = min(self.site.compute.workers, len(items))
@@ -176,6 +189,7 @@ class _Ingest:
             with Pool(prepare, count=workers, seconds=limits.seconds, memory=limits.memory << 20) as pool:
                 for done, (job, result) in enumerate(pool.run(jobs), start=1):
                     self._take(job.item, result)
+                    self.read += 1
                     if len(self.pending) >= _COMMIT_ROWS or time.monotonic() - saved > _COMMIT_SECONDS:
                         self._commit()
                         saved = time.monotonic()
@@ -192,6 +206,7 @@ class _Ingest:
 
     def _take(self, item: Item, result: Prepared | Unread | Failed) -> None:
         changed = item.changed
+        self.taken.append(item)
         if isinstance(result, Unread):
             if not self.source.present():
                 raise SourceLost(
@@ -243,6 +258,8 @@ class _Ingest:
             self.manifest.put(placed)
             for number, rows in counts.items():
                 self.manifest.set_shard(number, rows)
+        taken, self.taken = self.taken, []
+        self.source.done(taken)
 
     def _open_shard(self, shards: dict[int, tuple[int, str]], counts: dict[int, int], full: int) -> tuple[int, int]:
         """Number and rows of the shard that the next picture goes to."""
@@ -254,7 +271,7 @@ class _Ingest:
 
 
 def _place(entry: Entry, shard: int, slot: int) -> Entry:
-    return dataclasses.replace(entry, shard=shard, slot=slot)
+    return replace(entry, shard=shard, slot=slot)
 
 
 @contextmanager

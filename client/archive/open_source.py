@@ -12,6 +12,8 @@ from client.archive.folders import (
     RsnaPneumonia,
     VindrCxr,
 )
+from client.archive.identity import load_secret
+from client.archive.pacs.settings import PacsArchive
 from client.archive.sources import DicomTree, Source
 from client.site import (
     ChexpertArchive,
@@ -36,8 +38,12 @@ _LAYOUTS: dict[type, type[Layout]] = {
 
 
 def open_source(site: Site) -> Source:
-    """The source of a site's archive; nothing is read yet."""
+    """The source of a site's archive, to be closed after use; nothing is read yet."""
     archive = site.archive
+    if isinstance(archive, PacsArchive):
+        from client.archive.pacs.source import PacsSource  # its network libraries are only loaded where there is a PACS
+
+        return PacsSource(archive, site.private, load_secret(site.private), site.limits.file << 20)
     if isinstance(archive, DicomArchive):
         return DicomTree(archive.path)
     if isinstance(archive, FolderArchive):

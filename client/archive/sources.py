@@ -11,11 +11,12 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from types import MappingProxyType
+from typing import IO, Any, Protocol
 
 from client.archive.reasons import Excluded, Reason
 
@@ -89,8 +90,41 @@ class Source(Protocol):
         """Whether the archive is still there; asked when a file of it cannot be read."""
         ...
 
+    def fetch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Those of the listed items that can be read now, in an order of the source's own."""
+        ...
 
-class DicomTree:
+    def done(self, items: Iterable[Item]) -> None:
+        """These items need not be read again."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the source holds."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[Any, int]:
+        """What could not be listed or fetched, counted by code; another ingest tries it again."""
+        ...
+
+
+class LocalSource:
+    """What sources have in common whose files can be read where they are."""
+
+    failures: Mapping[Any, int] = MappingProxyType({})
+
+    def fetch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """All items, as they come."""
+        return iter(items)
+
+    def done(self, items: Iterable[Item]) -> None:
+        """Nothing: the files are the archive's."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class DicomTree(LocalSource):
     """Every file below a folder, whatever its name, and the members of its zip files; links are followed, loops are not."""
 
     def __init__(self, top: Path) -> None:

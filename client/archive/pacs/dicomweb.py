@@ -40,6 +40,10 @@ class DicomwebServer:
         self._archive, self._limit, self._retry = archive, limit, retry
         self._accessions = read_accessions(archive.accessions) if archive.accessions else []
         _auth(archive)  # its errors come now
+        for name in ("ca", "certificate", "key"):
+            path = getattr(archive, name)
+            if path is not None and not path.is_file():
+                raise SettingsError(f"archive.{name}: {path} is not there, expected a PEM file")
 
     def link(self) -> DicomwebLink:
         """A new connection."""
@@ -72,7 +76,8 @@ class DicomwebLink:
         try:
             _told(lambda: self._client.search_for_studies(limit=1))
         except PacsError as error:
-            raise PacsError(error.failure, f"{_HINTS.get(error.failure, str(error))} ({self._url})") from None
+            hint = str(error) if error.specific else _HINTS.get(error.failure, str(error))
+            raise PacsError(error.failure, f"{hint} ({self._url})") from None
 
     def studies(self) -> Iterator[Study]:
         """See `Link.studies`. By days, since long answers may be cut off; once without, for studies without a date."""
@@ -132,7 +137,11 @@ class DicomwebLink:
         """Every match, page by page until an empty one: pages may be shorter than asked for (PS3.18 8.3.4.4)."""
         seen: set[str] = set()
         offset = 0
-        while page := self._asked(lambda: search(limit=self._archive.page, offset=offset, **arguments)):  # noqa: B023
+
+        def ask() -> list[Found]:
+            return search(limit=self._archive.page, offset=offset, **arguments)
+
+        while page := self._asked_if_any(ask):
             offset += len(page)
             fresh = [found for found in page if is_uid(_text(found, key)) and _text(found, key) not in seen]
             if not fresh and len(page) >= self._archive.page:
@@ -158,6 +167,14 @@ class DicomwebLink:
                     whole = False
                     break
             return _first_part(response.headers.get("Content-Type", ""), bytes(body), whole)[: self._limit + 1]
+
+    def _asked_if_any(self, request: Callable[[], list[Found]]) -> list[Found]:
+        try:
+            return self._asked(request)
+        except PacsError as error:
+            if error.failure != Failure.NOT_FOUND:  # with which some servers say that there is no (further) match
+                raise
+            return []
 
     def _asked(self, request: Callable[[], Result]) -> Result:
         return self._retry(lambda: _told(request))
@@ -224,6 +241,8 @@ def _told(request: Callable[[], Result]) -> Result:
         raise PacsError(Failure.BROKEN) from None
     except (requests.RequestException, ValueError, TypeError, KeyError, AttributeError):
         raise PacsError(Failure.NONSENSE) from None  # ValueError and so on: not the JSON that DICOMweb answers with
+    except OSError:  # requests reads the certificates when it connects
+        raise PacsError(Failure.REFUSED, "archive.ca: ca, certificate or key is not a readable PEM file") from None
 
 
 def _http_failure(status: int) -> Failure:
@@ -233,7 +252,7 @@ def _http_failure(status: int) -> Failure:
         return Failure.NOT_FOUND
     if status == 408:
         return Failure.TIMEOUT
-    return Failure.BUSY if status in (429, 500, 502, 503, 504) else Failure.UNABLE
+    return Failure.BUSY if status in (429, 502, 503, 504) else Failure.UNABLE
 
 
 def _was_connected(error: requests.ConnectionError) -> bool:

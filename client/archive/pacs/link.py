@@ -22,8 +22,8 @@ Keep = Callable[[str, bytes], None]  # takes a SOP Instance UID and the bytes of
 
 LONGEST_PAUSE = 60.0  # seconds
 
-_LIBRARIES = ("pynetdicom", "dicomweb_client", "urllib3", "requests", "pydicom")
-_UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # PS3.5 9.1 but for letters, which some archives have
+_LIBRARIES = ("pynetdicom", "dicomweb_client", "retrying", "urllib3", "requests", "pydicom")
+_UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z.]{0,63}")  # PS3.5 9.1 but for letters, which some archives have
 
 
 class Failure(StrEnum):
@@ -55,12 +55,12 @@ class Failure(StrEnum):
     @property
     def passing(self) -> bool:
         """Whether the same request may work a little later."""
-        return self in (self.UNREACHABLE, self.BROKEN, self.TIMEOUT, self.BUSY, self.INCOMPLETE)
+        return self in (self.UNREACHABLE, self.BROKEN, self.TIMEOUT, self.BUSY)
 
     @property
     def fatal(self) -> bool:
         """Whether no other request will work either."""
-        return self in (self.UNREACHABLE, self.REFUSED, self.DESTINATION)
+        return self in (self.UNREACHABLE, self.DESTINATION)
 
 
 class PacsError(Exception):
@@ -68,7 +68,7 @@ class PacsError(Exception):
 
     def __init__(self, failure: Failure, text: str = "") -> None:
         super().__init__(text or f"archive: {failure.description}")
-        self.failure = failure
+        self.failure, self.specific = failure, bool(text)
 
 
 @dataclass(frozen=True)
@@ -169,4 +169,4 @@ def quieten() -> None:
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False  # also stops what children log whose own level was set
         logger.setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom|dicomweb_client|urllib3)\b")
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(_LIBRARIES)})\b")

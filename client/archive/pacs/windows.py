@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from client.archive.pacs.link import Study
 
 _LAST_MINUTE = 24 * 60 - 1
-_FIRST_SPAN, _LONGEST_SPAN = 8, 366  # days
+_FIRST_SPAN, _LONGEST_SPAN = 8, 3660  # days
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Search:
             yield from self._with_halves(window, answer)
             if self._doubtful(answer):
                 days = max(1, days // 2)
-            elif len(answer.studies) < self.most // 4:
+            elif len(answer.studies) <= self.most // 4:
                 days = min(_LONGEST_SPAN, days * 2)
             first = window.last + datetime.timedelta(days=1)
 

@@ -1,0 +1,241 @@
+"""DIMSE, against a real Orthanc; one that wants TLS and cuts off long answers too."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+from pynetdicom import AE, build_context
+
+from client.archive.pacs.association import STORAGE_CLASSES, TRANSFER_SYNTAXES
+from client.archive.pacs.deliveries import NOT_AUTHORISED, Receiver
+from client.archive.pacs.link import Failure
+from client.archive.sources import SourceLost
+from cxrbase_model.settings import SettingsError
+
+
+@pytest.mark.parametrize("retrieve", ["get", "move"])
+def test_chest_radiographs_are_fetched_and_everything_else_is_left(retrieve, dimse, open_pacs, fetched, content) -> None:
+    source = open_pacs(dimse(retrieve=retrieve))
+    assert fetched(source) == sorted(content.wanted())
+    assert source.failures == {}
+
+
+@pytest.mark.parametrize("retrieve", ["get", "move"])
+def test_a_compressed_picture_comes_as_it_is_stored(retrieve, dimse, open_pacs) -> None:
+    source = open_pacs(dimse(retrieve=retrieve, since="2019-08-15", until="2019-08-15"))
+    (item,) = source.fetch(source.items())
+    data = item.read(1 << 20)
+    assert data[128:132] == b"DICM"
+    assert b"1.2.840.10008.1.2.5\0" in data[:600], "RLE, in the file meta information"
+
+
+def test_studies_are_chosen_by_date_modality_and_body_part(dimse, open_pacs, fetched, content) -> None:
+    assert fetched(open_pacs(dimse(since="2019-03-01", until="2019-08-14"))) == sorted(content.wanted(5, 6))
+    assert fetched(open_pacs(dimse(modalities=("DX",)))) == sorted(content.wanted(3, 4))
+    assert fetched(open_pacs(dimse(body_parts=("thorax",)))) == sorted(content.wanted(5, 6))
+
+
+def test_a_list_of_accession_numbers_chooses_the_studies(dimse, open_pacs, fetched, content, tmp_path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{content.accession(study)}\n" for study in (4, 8, 21, 999)))
+    assert fetched(open_pacs(dimse(accessions=tmp_path / "list.txt"))) == sorted(content.wanted(4, 8))
+
+
+def test_without_dates_the_search_covers_all_years(dimse, open_pacs, content) -> None:
+    assert len(list(open_pacs(dimse(since="", until="")).items())) == len(content.wanted())
+
+
+def test_answers_that_are_cut_off_are_asked_for_again_by_date(tls_pacs, dimse, open_pacs, fetched, content) -> None:
+    archive = dimse(port=tls_pacs.pacs.port, tls=tls_pacs.tls, most_results=1000)
+    assert fetched(open_pacs(archive)) == sorted(content.wanted()), "Orthanc says so, with status 0xFE00"
+    archive = dimse(port=tls_pacs.pacs.port, tls=tls_pacs.tls, most_results=2)
+    assert fetched(open_pacs(archive)) == sorted(content.wanted()), "down to the time of day"
+
+
+def test_a_move_over_tls_is_delivered_over_tls(tls_pacs, dimse, open_pacs, fetched, content) -> None:
+    there = {"port": tls_pacs.pacs.port, "own_port": tls_pacs.pacs.deliver, "tls": tls_pacs.tls}
+    assert fetched(open_pacs(dimse(retrieve="move", since="2020-01-01", **there))) == sorted(content.wanted(8, 9))
+    with pytest.raises(SourceLost, match=r"archive\.port: no DICOM answer"):
+        list(open_pacs(dimse(port=tls_pacs.pacs.port)).items())
+
+
+def test_an_interrupted_fetch_goes_on_where_it_stopped(dimse, open_pacs, content, tmp_path) -> None:
+    source = open_pacs(dimse(connections=1))
+    partly = source.fetch(list(source.items()))
+    first = next(partly)
+    partly.close()
+    source.close()
+    spooled = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "private" / "spool").glob("*.dcm")}
+    assert first.key in spooled
+    assert len(spooled) < len(content.wanted())
+
+    again = open_pacs(dimse())
+    assert {content.uid_of(item) for item in again.fetch(again.items())} == content.wanted()
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "private" / "spool").glob("*.dcm")}
+    assert {name: now[name] for name in spooled} == spooled, "not written again"
+
+
+def test_a_pacs_that_delivers_from_another_ae_is_accepted_where_listed(dimse, open_pacs, fetched, content) -> None:
+    there = {"retrieve": "move", "own_ae": "CXRMOVE", "since": "2020-01-01"}
+    assert fetched(open_pacs(dimse(senders=("SOMEONE", "DELIVERS"), **there))) == sorted(content.wanted(8, 9))
+
+
+def test_a_sender_that_is_not_listed_is_refused_and_told(dimse, open_pacs) -> None:
+    source = open_pacs(dimse(retrieve="move", own_ae="CXRMOVE", since="2020-01-01"))
+    with pytest.raises(SourceLost, match=r"archive\.senders: DELIVERS wanted to deliver"):
+        list(source.fetch(list(source.items())))
+
+
+def test_pictures_nobody_asked_for_are_refused_even_from_a_listed_sender(dimse) -> None:
+    archive = dimse(retrieve="move", senders=("FRIEND",))
+    receiver = Receiver(archive, None)
+    try:
+        assert _send(archive.own_port, "FRIEND", archive.own_ae) == NOT_AUTHORISED
+        assert _send(archive.own_port, "STRANGER", archive.own_ae) is None
+        assert _send(archive.own_port, "FRIEND", "WRONG") is None
+        assert receiver.refused == ["STRANGER", "FRIEND"]
+    finally:
+        receiver.close()
+
+
+def test_every_transfer_syntax_of_radiographs_is_accepted_for_delivery(dimse) -> None:
+    archive = dimse(retrieve="move", senders=("FRIEND",))
+    receiver = Receiver(archive, None)
+    entity = AE("FRIEND")
+    contexts = [build_context(storage, syntax) for storage in STORAGE_CLASSES for syntax in TRANSFER_SYNTAXES]
+    try:
+        association = entity.associate("127.0.0.1", archive.own_port, contexts=contexts, ae_title=archive.own_ae)
+        assert len(association.accepted_contexts) == len(contexts)
+        association.release()
+    finally:
+        receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"port": 9}, r"archive\.port: no DICOM answer from localhost port 9"),
+        ({"remote_ae": "NOBODY"}, r"archive\.remote_ae: the PACS is not called NOBODY"),
+        ({"host": "no-such-host.invalid"}, r"archive\.host: no-such-host\.invalid is not known"),
+        ({"own_ae": "STRANGER", "retrieve": "move"}, r"archive\.own_ae: the PACS cannot deliver to STRANGER|does not"),
+        ({"own_ae": "STRANGER"}, r"archive"),
+    ],
+)
+def test_wrong_settings_are_told_within_seconds(settings: dict[str, Any], message: str, dimse, open_pacs) -> None:
+    started = time.monotonic()
+    source = open_pacs(dimse(**settings))
+    with pytest.raises(SourceLost, match=message):
+        list(source.fetch(list(source.items())))
+    assert time.monotonic() - started < 6
+
+
+def test_a_server_that_accepts_and_says_nothing_is_told_within_seconds(dimse, open_pacs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with pytest.raises(SourceLost, match=r"archive\.port: no DICOM answer"):
+            list(open_pacs(dimse(port=silent.getsockname()[1], timeout=1)).items())
+        assert time.monotonic() - started < 4
+
+
+def test_a_taken_port_for_deliveries_is_told(dimse, open_pacs, pacs) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(SourceLost, match=r"archive\.own_port: cannot listen"),
+    ):
+        open_pacs(dimse(retrieve="move", own_port=taken.getsockname()[1]))
+
+
+def test_an_association_that_breaks_is_made_again(dimse, open_pacs, fetched, content, pacs) -> None:
+    relay = _Relay(pacs.port, cuts=3)
+    source = open_pacs(dimse(port=relay.port, tries=6, connections=1))
+    assert fetched(source) == sorted(content.wanted())
+    assert source.failures == {}
+    assert relay.cuts == 0
+
+
+def test_unreadable_certificates_are_told(dimse, open_pacs, tls_pacs, tmp_path) -> None:
+    tls = type(tls_pacs.tls)(ca=tls_pacs.tls.ca, certificate=tmp_path / "nowhere", key=tls_pacs.tls.key)
+    with pytest.raises(SettingsError, match=r"archive\.tls"):
+        open_pacs(dimse(tls=tls))
+
+
+def test_a_full_disk_ends_the_fetch_as_itself(dimse, open_pacs, monkeypatch) -> None:
+    def full(path: object, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("client.archive.pacs.source.write_private", full)
+    source = open_pacs(dimse(since="2020-01-01"))
+    with pytest.raises(OSError, match="No space left"):
+        list(source.fetch(list(source.items())))
+
+
+def test_a_picture_that_cannot_be_had_is_counted(dimse, open_pacs, content, monkeypatch) -> None:
+    source = open_pacs(dimse(since="2020-01-02"))
+    real = type(source)._look
+
+    def with_a_ghost(self: Any, study: str) -> Any:
+        places = real(self, study)
+        (key, place), *_ = places.items()
+        ghost = type(place)(place.series, content.root + ".404")
+        return places | {self._key(ghost.instance): ghost}
+
+    monkeypatch.setattr(type(source), "_look", with_a_ghost)
+    assert {content.uid_of(item) for item in source.fetch(list(source.items()))} == content.wanted(9)
+    assert sum(source.failures.values()) == 1
+    assert set(source.failures) <= {Failure.INCOMPLETE, Failure.UNABLE, Failure.NOT_FOUND}
+
+
+def _send(port: int, own: str, theirs: str) -> int | None:
+    """Send a made-up radiograph; the status of the answer, None where there is no association."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = STORAGE_CLASSES[0], "1.2.3.4"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = TRANSFER_SYNTAXES[0]
+    entity = AE(own)
+    contexts = [build_context(STORAGE_CLASSES[0], TRANSFER_SYNTAXES[0])]
+    association = entity.associate("127.0.0.1", port, contexts=contexts, ae_title=theirs)
+    if not association.is_established:
+        return None
+    status = association.send_c_store(dataset)
+    association.release()
+    return int(status.Status)
+
+
+class _Relay:
+    """Passes bytes between us and a PACS, and cuts the first connections after some bytes of answers."""
+
+    def __init__(self, target: int, cuts: int) -> None:
+        self.cuts, self._target = cuts, target
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        connections = 0
+        while True:
+            ours, _ = self._server.accept()
+            theirs = socket.create_connection(("127.0.0.1", self._target))
+            connections += 1
+            cut = 4000 * connections if 1 < connections <= 4 else None  # the first one lists, undisturbed
+            threading.Thread(target=self._pass, args=(ours, theirs, None), daemon=True).start()
+            threading.Thread(target=self._pass, args=(theirs, ours, cut), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, cut: int | None) -> None:
+        passed = 0
+        try:
+            while data := source.recv(1024):
+                sink.sendall(data)
+                passed += len(data)
+                if cut is not None and passed > cut:
+                    self.cuts -= 1
+                    break
+        except OSError:
+            return
+        finally:
+            for end in (source, sink):
+                end.close()

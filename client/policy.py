@@ -58,5 +58,3 @@ def check_task(task: Task) -> Work:
     if digest(state) != task.state_digest:
         raise Refused(Code.STATE_DIGEST)
     return Work(plan, stage, model_stage, state)
-
-

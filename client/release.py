@@ -36,7 +36,9 @@ def refusal(site: str, task: Task, code: Code) -> Reply:
 def description(site: str, task: Task, cache: Cache, minimum_cell: int) -> Reply:
     """What the consortium is told about a hospital's cache: bucketed counts and the tasks it can take part in."""
     content = describe_cache(cache, minimum_cell)
-    return Reply(site=site, kind=task.kind, round=task.round, stage=task.stage, plan_digest=task.plan_digest, description=content)
+    return Reply(
+        site=site, kind=task.kind, round=task.round, stage=task.stage, plan_digest=task.plan_digest, description=content
+    )
 
 
 def describe_cache(cache: Cache, minimum_cell: int) -> dict[str, Any]:
@@ -50,7 +52,9 @@ def describe_cache(cache: Cache, minimum_cell: int) -> dict[str, Any]:
         counts = {"positive": values >= 0.5, "negative": values < 0.5, "unknown": np.isnan(values)}
         findings[finding] = {name: bucketed(int(mask.sum()), minimum_cell) for name, mask in counts.items()}
     return {
-        "pictures": {split: bucketed(len(cache.rows(split)), minimum_cell) for split in ("train", "validation", "test")},
+        "pictures": {
+            split: bucketed(len(cache.rows(split)), minimum_cell) for split in ("train", "validation", "test")
+        },
         "patients": bucketed(len(np.unique(cache.patients)), minimum_cell),
         "findings": findings,
         "exclusions": {Reason(r).value: bucketed(count, minimum_cell) for r, count in sorted(cache.exclusions.items())},

@@ -75,7 +75,10 @@ def _erase(images: Tensor, settings: Augmentation, generator: torch.Generator) -
     count, height, width = images.shape
     chosen = torch.rand(count, generator=generator) < settings.erase
     share = (0.02 + 0.13 * torch.rand(count, generator=generator)).sqrt()
-    top, left = torch.rand(count, generator=generator) * (1 - share), torch.rand(count, generator=generator) * (1 - share)
+    top, left = (
+        torch.rand(count, generator=generator) * (1 - share),
+        torch.rand(count, generator=generator) * (1 - share),
+    )
     y, x = torch.arange(height)[None, :, None] / height, torch.arange(width)[None, None, :] / width
     rows = (y >= top[:, None, None]) & (y < (top + share)[:, None, None])
     columns = (x >= left[:, None, None]) & (x < (left + share)[:, None, None])

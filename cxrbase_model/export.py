@@ -57,7 +57,9 @@ def export_encoder(state: Mapping[str, Tensor], plan: Plan, folder: Path) -> Pat
 
 def export_classifier(state: Mapping[str, Tensor], plan: Plan, folder: Path) -> Path:
     """Write a classifier under our own names; returns the folder."""
-    return _write(folder, state, {"schema": SCHEMA, "kind": "classifier", "findings": list(plan.data.findings)} | _common(plan))
+    return _write(
+        folder, state, {"schema": SCHEMA, "kind": "classifier", "findings": list(plan.data.findings)} | _common(plan)
+    )
 
 
 def load_classifier(folder: Path) -> tuple[Classifier, DataSpec]:

@@ -69,7 +69,11 @@ def evaluate_scores(
         known = np.isfinite(targets_NC[:, column])
         scores, targets = scores_NC[known, column].astype(float), (targets_NC[known, column] >= 0.5).astype(float)
         positives, negatives = int(targets.sum()), int((1 - targets).sum())
-        content[finding] = {"auroc": None, "positives": _cell(positives, minimum_cell), "negatives": _cell(negatives, minimum_cell)}
+        content[finding] = {
+            "auroc": None,
+            "positives": _cell(positives, minimum_cell),
+            "negatives": _cell(negatives, minimum_cell),
+        }
         if min(positives, negatives) < max(1, minimum_cell):
             continue
         value, curve_R = auroc(scores, targets), _weighted_auroc(scores, targets, weights_RN[:, known])

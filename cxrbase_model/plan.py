@@ -90,7 +90,9 @@ class Optimizer:
     """AdamW with warm-up and cosine decay over the stage's global step."""
 
     lr: float = knob(1.5e-4, low=0.0, high=1.0, why="base learning rate; scaled by batch size / 256")
-    weight_decay: float = knob(0.05, low=0.0, high=1.0, why="decoupled weight decay of matrices, none for norms and biases")
+    weight_decay: float = knob(
+        0.05, low=0.0, high=1.0, why="decoupled weight decay of matrices, none for norms and biases"
+    )
     beta2: float = knob(0.95, low=0.5, high=0.9999, why="second-moment decay; 0.95 for MAE, 0.999 for fine-tuning")
     warmup: float = knob(0.05, low=0.0, high=0.9, why="share of the stage's steps in which the rate rises from zero")
     min_lr: float = knob(0.0, low=0.0, high=1.0, why="share of the peak rate that is left at the end")
@@ -105,7 +107,9 @@ class PretrainStage:
     name: str = knob("pretrain", why="names the stage in references, reports and files")
     init: str = knob("random", why="random, previous, stage:NAME or file:PATH (an exported encoder at the server)")
     rounds: int = knob(10, low=1, high=100_000, why="federated rounds of the stage")
-    local_epochs: float = knob(1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's pictures a round")
+    local_epochs: float = knob(
+        1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's pictures a round"
+    )
     batch_size: int = knob(64, unit="pictures", low=1, high=65536, why="pictures a step in each hospital")
     mask_ratio: float = knob(0.9, low=0.05, high=0.98, why="share of patches hidden from the encoder")
     normalize_targets: bool = knob(True, why="predict patches normalised by their own mean and deviation")
@@ -124,10 +128,15 @@ class FinetuneStage:
     local_epochs: float = knob(1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's labels a round")
     batch_size: int = knob(32, unit="pictures", low=1, high=65536, why="pictures a step in each hospital")
     label_fraction: float = knob(1.0, low=0.0001, high=1.0, why="share of the training patients whose labels are used")
-    layer_decay: float = knob(0.75, low=0.1, high=1.0, why="factor of the learning rate from each block to the one below")
+    layer_decay: float = knob(
+        0.75, low=0.1, high=1.0, why="factor of the learning rate from each block to the one below"
+    )
     drop_path: float = knob(0.1, low=0.0, high=0.9, why="stochastic depth of the last block; rises linearly to it")
     positive_weight: float = knob(
-        4.0, low=1.0, high=100.0, why="cap on the weight of positives, which is negatives over positives in the hospital"
+        4.0,
+        low=1.0,
+        high=100.0,
+        why="cap on the weight of positives, which is negatives over positives in the hospital",
     )
     optimizer: Optimizer = knob(factory=lambda: Optimizer(lr=1e-3, beta2=0.999), why="the local optimizer")
     augmentation: Augmentation = knob(factory=lambda: Augmentation(crop=0.7), why="local augmentation")
@@ -153,7 +162,9 @@ class Federation:
     fraction: float = knob(1.0, low=0.001, high=1.0, why="share of the available hospitals asked in a round")
     quorum: int = knob(2, unit="hospitals", low=1, high=10_000, why="fewest admitted replies that make a round count")
     deadline: float = knob(3600.0, unit="seconds", low=1.0, high=604_800.0, why="longest wait for replies of a round")
-    join_deadline: float = knob(600.0, unit="seconds", low=1.0, high=604_800.0, why="longest wait for the quorum to appear")
+    join_deadline: float = knob(
+        600.0, unit="seconds", low=1.0, high=604_800.0, why="longest wait for the quorum to appear"
+    )
     repeats: int = knob(2, low=0, high=100, why="how often a round without quorum is repeated before the run stops")
     weighting: str = knob("examples", choices=("examples", "uniform"), why="weigh updates by examples, or all alike")
     max_update_norm: float | None = knob(
@@ -205,7 +216,9 @@ class Plan:
         for index, stage in enumerate(self.stages):
             where = f"stages[{index}]"
             if stage.name in seen or not stage.name.replace("-", "").replace("_", "").isalnum():
-                raise SettingsError(f"{where}.name: expected a new name of letters, digits, - and _; found {stage.name!r}")
+                raise SettingsError(
+                    f"{where}.name: expected a new name of letters, digits, - and _; found {stage.name!r}"
+                )
             if isinstance(stage, EvaluateStage):
                 _check_evaluate(stage, seen, where)
             else:
@@ -217,7 +230,9 @@ def _check_evaluate(stage: EvaluateStage, seen: dict[str, Stage], where: str) ->
     candidates = [name for name, earlier in seen.items() if isinstance(earlier, FinetuneStage)]
     for name in stage.of:
         if name not in candidates:
-            raise SettingsError(f"{where}.of: expected earlier fine-tuning stages ({', '.join(candidates) or 'none yet'}); found {name!r}")
+            raise SettingsError(
+                f"{where}.of: expected earlier fine-tuning stages ({', '.join(candidates) or 'none yet'}); found {name!r}"
+            )
     if not candidates:
         raise SettingsError(f"{where}.of: expected a fine-tuning stage before an evaluation, found none")
 

@@ -83,5 +83,3 @@ def digest(state: Mapping[str, Tensor]) -> str:
         hasher.update(json.dumps([name, list(tensor.shape)]).encode())
         hasher.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
     return hasher.hexdigest()
-
-

@@ -40,7 +40,9 @@ class Board:
 
     def _scalars(self, name: str, record: dict[str, Any], values: dict[str, float | None]) -> None:
         if name not in self._writers:
-            self._writers[name] = SummaryWriter(str(self._folder / name), purge_step=self._purge_step or None, flush_secs=5)
+            self._writers[name] = SummaryWriter(
+                str(self._folder / name), purge_step=self._purge_step or None, flush_secs=5
+            )
         for key, value in values.items():
             if value is not None:
                 self._writers[name].add_scalar(f"{record['kind']}/{key}", value, record["round"])

@@ -71,7 +71,9 @@ def _status(arguments: argparse.Namespace) -> int:
         console.print(f"{store.plan.name}: no round committed yet of {total}")
         return EXIT_OK
     last = records[-1]
-    console.print(f"{store.plan.name}: round {last['round']} of {total} ({last['stage']}), committed {last['finished']}")
+    console.print(
+        f"{store.plan.name}: round {last['round']} of {total} ({last['stage']}), committed {last['finished']}"
+    )
     for entry in last["hospitals"]:
         console.print(f"  {entry['site']}: {entry['status']}{' ' + entry['code'] if entry['code'] else ''}")
     return EXIT_OK

@@ -10,7 +10,10 @@ from flwr.serverapp import Grid
 
 from cxrbase_model.messages import Task, task_to_message
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.15  # seconds; a reply is picked up within 0.2 s, an idle wait costs next to nothing
+_FIRST_PAUSE, _LONGEST_PAUSE = (
+    0.01,
+    0.15,
+)  # seconds; a reply is picked up within 0.2 s, an idle wait costs next to nothing
 
 
 class Stopped(Exception):

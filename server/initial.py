@@ -25,7 +25,9 @@ def initial_state(plan: Plan, stage: PretrainStage | FinetuneStage, store: RunSt
         return source  # the same kind of stage goes on: its decoder or head goes on too
     encoder = with_prefix(source, "encoder.")
     if mismatch(encoder, with_prefix(state, "encoder.")):
-        raise StoreError(f"stage {stage.name}: the encoder named by init {stage.init!r} has another shape than the plan's")
+        raise StoreError(
+            f"stage {stage.name}: the encoder named by init {stage.init!r} has another shape than the plan's"
+        )
     return {**state, **encoder}
 
 

@@ -226,7 +226,15 @@ class RoundLoop:
 def _entry(site: str, status: str, code: Code | None, reply: Reply | None = None, **more: Any) -> Record:
     """One hospital's line in a round's record."""
     entry: Record = {"site": site, "status": status, "code": code.value if code else None}
-    entry |= {"examples": 0, "steps": 0, "loss": None, "seconds": 0.0, "metrics": {}, "bytes_sent": 0, "bytes_received": 0}
+    entry |= {
+        "examples": 0,
+        "steps": 0,
+        "loss": None,
+        "seconds": 0.0,
+        "metrics": {},
+        "bytes_sent": 0,
+        "bytes_received": 0,
+    }
     if reply is not None:
         entry |= {"examples": reply.examples, "steps": reply.steps, "loss": reply.loss, "seconds": reply.seconds}
         entry |= {"metrics": reply.metrics, "bytes_received": len(reply.update)}

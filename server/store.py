@@ -1,11 +1,11 @@
 """The run directory: a commit is one rename, so readers see a whole round or none.
 
-    plan.yaml                       the resolved plan
-    run.json                        name, plan digest, seed, versions, sessions
-    rounds.jsonl                    one record a committed round
-    checkpoints/round-00007/        record.json, and state.safetensors where the round trained
-    stages/NAME.safetensors         the final weights of each finished stage
-    tensorboard/, report.json, report.html, export/
+plan.yaml                       the resolved plan
+run.json                        name, plan digest, seed, versions, sessions
+rounds.jsonl                    one record a committed round
+checkpoints/round-00007/        record.json, and state.safetensors where the round trained
+stages/NAME.safetensors         the final weights of each finished stage
+tensorboard/, report.json, report.html, export/
 """
 
 from __future__ import annotations
@@ -52,15 +52,17 @@ class RunStore:
             (folder / name).mkdir(parents=True, exist_ok=True)
         store = cls(folder, plan)
         write_atomic(folder / "plan.yaml", yaml.safe_dump(to_mapping(plan), sort_keys=False).encode())
-        store._write_run({
-            "schema": SCHEMA,
-            "name": plan.name,
-            "plan_digest": plan.digest,
-            "seed": plan.seed,
-            "versions": {"python": platform.python_version()} | _versions(),
-            "started": _now(),
-            "sessions": [{"started": _now(), "from_round": 0}],
-        })
+        store._write_run(
+            {
+                "schema": SCHEMA,
+                "name": plan.name,
+                "plan_digest": plan.digest,
+                "seed": plan.seed,
+                "versions": {"python": platform.python_version()} | _versions(),
+                "started": _now(),
+                "sessions": [{"started": _now(), "from_round": 0}],
+            }
+        )
         return store
 
     @classmethod

@@ -57,13 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     phantom = commands.add_parser("phantom", help="write made-up hospitals as DICOM archives, each with a SITE.yaml")
     phantom.add_argument("--hospitals", type=int, default=3, metavar="N", help="number of hospitals (default 3)")
     phantom.add_argument("--pictures", type=int, default=320, metavar="N", help="frontal pictures each (default 320)")
-    phantom.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed writes the same files (default 0)")
+    phantom.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed writes the same files (default 0)"
+    )
     phantom.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the hospitals")
     phantom.set_defaults(run=_phantom)
 
     run = commands.add_parser("run", help="run a plan over simulated hospitals and write a report")
     run.add_argument("config", type=Path, metavar="CONFIG.yaml", help="for example configs/sim/demo.yaml")
-    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory: checkpoints, records, report")
+    run.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="run directory: checkpoints, records, report"
+    )
     run.add_argument("--data", type=Path, metavar="DIR", help="folder of the hospitals, instead of the configuration's")
     run.add_argument("--seed", type=int, metavar="N", help="seed of the run, instead of the plan's")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
@@ -125,6 +129,8 @@ def _next_steps(out: Path, site: Path, seconds: float) -> None:
         console.print(f"  {out / name}  [dim]{what}[/dim]")
     console.print(f"  tensorboard --logdir {out / 'tensorboard'}")
     console.print("Next, for a")
-    console.print(f"  researcher: cxrbase-sim run configs/sim/folders.yaml --data YOUR_FOLDERS --out {out.parent / 'real'}")
+    console.print(
+        f"  researcher: cxrbase-sim run configs/sim/folders.yaml --data YOUR_FOLDERS --out {out.parent / 'real'}"
+    )
     console.print(f"  hospital:   cxrbase-client audit {site}")
     console.print("  operator:   cxrbase-server plan configs/plans/demo.yaml")

@@ -24,7 +24,9 @@ class FolderHospitals:
     """Real pictures: each sub-folder with images/ and labels.csv is a hospital."""
 
     kind: str = knob("folders", choices=("folders",), why="names the type of hospitals")
-    names: dict[str, str] = knob(factory=dict, why="names of findings in labels.csv to names in the plan, where they differ")
+    names: dict[str, str] = knob(
+        factory=dict, why="names of findings in labels.csv to names in the plan, where they differ"
+    )
     ignore: tuple[str, ...] = knob((), why="findings in labels.csv that the plan does not learn")
 
 

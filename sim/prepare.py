@@ -40,7 +40,9 @@ def _phantoms(hospitals: PhantomHospitals, data: Path, progress: Progress) -> li
     if not found:
         return sorted(write_hospitals(data, hospitals.count, hospitals.pictures, hospitals.seed, progress))
     if len(found) != hospitals.count:
-        raise SettingsError(f"{data}: expected {hospitals.count} hospitals, found {len(found)}; name an empty folder by --data")
+        raise SettingsError(
+            f"{data}: expected {hospitals.count} hospitals, found {len(found)}; name an empty folder by --data"
+        )
     return found
 
 

@@ -27,12 +27,12 @@ from client.archive.identity import age_code, load_secret, scanner_code, sex_cod
 from client.archive.labelbook import load_labels
 from client.archive.manifest import Entry, Manifest
 from client.archive.open_source import open_source
+from client.archive.pacs.settings import PacsArchive
 from client.archive.prepare import About, Job, Prepared, Settings, Unread, prepare
 from client.archive.reasons import Reason
 from client.archive.select import Rules
 from client.archive.sources import Item, Source, SourceLost
 from client.archive.workers import Failed, Pool
-from client.archive.pacs.settings import PacsArchive
 from client.site import DicomArchive, Site
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError, digest, load_yaml, read

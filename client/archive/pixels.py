@@ -19,7 +19,9 @@ from cxrbase_model.plan import DataSpec
 
 Picture = NDArray[np.uint8]
 
-_MOST_CLIPPED = 0.9  # a window that shows less than a tenth of the picture's pixels between its ends is not meant for it
+_MOST_CLIPPED = (
+    0.9  # a window that shows less than a tenth of the picture's pixels between its ends is not meant for it
+)
 _GREY_TOLERANCE = 8  # lossy colour JPEG of a grey picture differs between channels by less
 
 
@@ -99,7 +101,11 @@ def square_pixels(dataset: Dataset, picture: Picture) -> Picture:
     if not 0.1 < stretch < 10 or abs(stretch - 1) < 0.01:
         return picture
     height, width = picture.shape
-    return _resize(picture, round(height * stretch), width) if stretch > 1 else _resize(picture, height, round(width / stretch))
+    return (
+        _resize(picture, round(height * stretch), width)
+        if stretch > 1
+        else _resize(picture, height, round(width / stretch))
+    )
 
 
 def check_content(picture: Picture, minimum_size: int) -> None:
@@ -121,7 +127,12 @@ def _display(dataset: Dataset, values: NDArray[Any]) -> Picture:
 
 
 def _through_table(
-    values: NDArray[Any], rescale: Step | None, candidates: list[Step], *, invert: bool, padding: tuple[int, int] | None = None
+    values: NDArray[Any],
+    rescale: Step | None,
+    candidates: list[Step],
+    *,
+    invert: bool,
+    padding: tuple[int, int] | None = None,
 ) -> Picture:
     """Map every possible stored value once, then the picture through that table."""
     width = 8 * values.dtype.itemsize
@@ -145,7 +156,11 @@ def _shown(meant: NDArray[np.float64], counts: NDArray[Any], candidates: list[St
     for candidate in candidates:
         shown = np.clip(candidate(meant), 0, 1)
         clipped = counts[(shown <= 0.002) | (shown >= 0.998)].sum() / total
-        spread = float(np.sqrt(np.average((shown - np.average(shown, weights=counts)) ** 2, weights=counts))) if counts.any() else 0
+        spread = (
+            float(np.sqrt(np.average((shown - np.average(shown, weights=counts)) ** 2, weights=counts)))
+            if counts.any()
+            else 0
+        )
         if clipped < _MOST_CLIPPED and spread > 0.03:
             return shown
     return percentile_window(meant, counts)(meant)
@@ -190,5 +205,7 @@ def _grey_of(values: NDArray[Any]) -> Picture:
 
 def _resize(picture: Picture, height: int, width: int) -> Picture:
     """Antialiased to the given size (Pillow; a box reduction first where the picture is much larger)."""
-    image = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    image = Image.fromarray(np.ascontiguousarray(picture)).resize(
+        (width, height), Image.Resampling.BICUBIC, reducing_gap=3.0
+    )
     return np.asarray(image)

@@ -39,11 +39,38 @@ class Rules:
     minimum_size: int = knob(128, unit="pixels", low=1, high=10_000, why="shortest side of a picture that is used")
 
 
-_LATERAL_POSITIONS = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "LATERAL", "LAT", "LL LAT", "OBLIQUE"}
+_LATERAL_POSITIONS = {
+    "LL",
+    "RL",
+    "LLD",
+    "RLD",
+    "LLO",
+    "RLO",
+    "LAO",
+    "RAO",
+    "LPO",
+    "RPO",
+    "LATERAL",
+    "LAT",
+    "LL LAT",
+    "OBLIQUE",
+}
 _PA_CODES = {"R-10214", "399348003", "R-10210"}  # postero-anterior, CID 4010; also antero-posterior below
 _AP_CODES = {"R-10206", "399067008", "R-10202"}
-_LATERAL_CODES = {"R-10224", "R-10228", "R-10232", "R-10236", "R-10241", "399198007", "399173006", "399006006", "399067009"}
-_LATERAL_WORDS = re.compile(r"\b(LAT(ERAL|ERALE|ERALES|ERALIS)?|SEITLICH|SEITE|PROFIL|PERFIL|LL|OBLIQUE|SCHRAEG|DECUBITUS)\b")
+_LATERAL_CODES = {
+    "R-10224",
+    "R-10228",
+    "R-10232",
+    "R-10236",
+    "R-10241",
+    "399198007",
+    "399173006",
+    "399006006",
+    "399067009",
+}
+_LATERAL_WORDS = re.compile(
+    r"\b(LAT(ERAL|ERALE|ERALES|ERALIS)?|SEITLICH|SEITE|PROFIL|PERFIL|LL|OBLIQUE|SCHRAEG|DECUBITUS)\b"
+)
 _PA_WORDS = re.compile(r"\bP\.?\s?A\.?\b|POSTERO\s?-?ANTERIOR")
 _AP_WORDS = re.compile(r"\bA\.?\s?P\.?\b|ANTERO\s?-?POSTERIOR|BEDSIDE|PORTABLE|LIEGEND|SUPINE")
 _OTHER_PARTS = re.compile(

@@ -124,7 +124,10 @@ def test_the_schedule_goes_on_where_the_round_before_ended(small_plan: Plan) -> 
     start = state_of(early)
     pretrain(early, [pictures()], stage, Progress(0, 20), 1, CPU)
     pretrain(late, [pictures()], stage, Progress(9, 20), 1, CPU)
-    moved = [float((state_of(model)["encoder.embed.weight"] - start["encoder.embed.weight"]).abs().max()) for model in (early, late)]
+    moved = [
+        float((state_of(model)["encoder.embed.weight"] - start["encoder.embed.weight"]).abs().max())
+        for model in (early, late)
+    ]
     assert moved[1] == pytest.approx(10 * moved[0], rel=0.05)
 
 

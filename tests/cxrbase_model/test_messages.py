@@ -21,7 +21,9 @@ from cxrbase_model.messages import (
 )
 
 TASK = Task("pretrain", "run", 3, "mae", 3, "mae", "{}", "d" * 64, "e" * 64, b"\x00\x01weights")
-REPLY = Reply("north", "pretrain", 3, "mae", "d" * 64, None, 10, 2, 0.5, 1.25, {"validation_loss": 0.4}, update=b"update")
+REPLY = Reply(
+    "north", "pretrain", 3, "mae", "d" * 64, None, 10, 2, 0.5, 1.25, {"validation_loss": 0.4}, update=b"update"
+)
 
 
 def sent(task: Task) -> Message:

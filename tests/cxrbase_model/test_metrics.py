@@ -74,7 +74,9 @@ def test_an_evaluation_holds_the_value_inside_its_interval() -> None:
         assert cell["low"] < cell["value"] < cell["high"]
     mean = result["mean_auroc"]
     assert mean["value"] == pytest.approx(np.mean([result["findings"][n]["auroc"]["value"] for n in "AB"]), abs=1e-4)
-    assert mean["high"] - mean["low"] < result["findings"]["A"]["auroc"]["high"] - result["findings"]["A"]["auroc"]["low"]
+    assert (
+        mean["high"] - mean["low"] < result["findings"]["A"]["auroc"]["high"] - result["findings"]["A"]["auroc"]["low"]
+    )
     assert result["examples"] == 240
     assert result["patients"] == 80
 

@@ -57,7 +57,9 @@ def test_every_parameter_is_in_one_group_and_vectors_do_not_decay(small_plan: Pl
 
 
 def test_each_group_gets_its_share_of_the_rate() -> None:
-    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "weight_decay": 0.0, "scale": scale} for scale in (1.0, 0.5)]
+    groups = [
+        {"params": [torch.nn.Parameter(torch.ones(1))], "weight_decay": 0.0, "scale": scale} for scale in (1.0, 0.5)
+    ]
     optimizer = adamw(groups, Optimizer(), torch.device("cpu"))
     set_rate(optimizer, 0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]

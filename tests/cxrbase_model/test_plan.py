@@ -41,7 +41,10 @@ def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     [
         (lambda m: m.update(schema=2), "schema: expected one of 1; found 2 (int)"),
         (lambda m: m["data"].update(findings=[]), "data.findings: expected at least one finding, found none"),
-        (lambda m: m["data"].update(findings=["a", "a"]), "data.findings: expected each finding once, found ['a', 'a']"),
+        (
+            lambda m: m["data"].update(findings=["a", "a"]),
+            "data.findings: expected each finding once, found ['a', 'a']",
+        ),
         (
             lambda m: m["model"].update(patch_size=5),
             "model.patch_size: expected a divisor of data.image_size 32, found 5",

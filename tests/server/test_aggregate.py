@@ -12,7 +12,9 @@ from server.aggregate import WeightedMean
 
 def updates() -> list[tuple[dict[str, torch.Tensor], int]]:
     generator = torch.Generator().manual_seed(1)
-    return [({"w": torch.randn(5, 4, generator=generator) * 10.0**-k}, weight) for k, weight in enumerate((3, 501, 77, 1))]
+    return [
+        ({"w": torch.randn(5, 4, generator=generator) * 10.0**-k}, weight) for k, weight in enumerate((3, 501, 77, 1))
+    ]
 
 
 def mean_of(pairs: list[tuple[dict[str, torch.Tensor], int]]) -> torch.Tensor:

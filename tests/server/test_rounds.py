@@ -32,7 +32,14 @@ def plan(**federation: Any) -> Plan:
         "schema": 1,
         "name": "test",
         "data": {"findings": ["No Finding", "Nodule"], "image_size": 16},
-        "model": {"encoder": "vit_micro", "patch_size": 8, "depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
+        "model": {
+            "encoder": "vit_micro",
+            "patch_size": 8,
+            "depth": 1,
+            "decoder_width": 32,
+            "decoder_depth": 1,
+            "decoder_heads": 2,
+        },
         "stages": [
             {"kind": "pretrain", "name": "mae", "rounds": 2},
             {"kind": "finetune", "name": "detect", "rounds": 2},
@@ -50,7 +57,9 @@ def hospital(name: str, shift: float, examples: int, change: Change = lambda tas
         task = task_from_message(message)
         reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest)
         if task.kind == "describe":
-            return reply_to_message(replace(reply, description={"kinds": ["pretrain", "finetune", "evaluate"]}), message)
+            return reply_to_message(
+                replace(reply, description={"kinds": ["pretrain", "finetune", "evaluate"]}), message
+            )
         state = unpack(task.state)
         assert digest(state) == task.state_digest
         if task.kind == "evaluate":
@@ -89,7 +98,14 @@ def test_each_round_moves_the_weights_by_the_mean_weighted_by_examples(tmp_path:
     store = run(tmp_path, [hospital("a", 1.0, 30), hospital("b", 0.0, 10)])
     assert shift_of(store) == pytest.approx(2 * 0.75, abs=1e-5)
     records = store.records()
-    assert [record["kind"] for record in records] == ["describe", "pretrain", "pretrain", "finetune", "finetune", "evaluate"]
+    assert [record["kind"] for record in records] == [
+        "describe",
+        "pretrain",
+        "pretrain",
+        "finetune",
+        "finetune",
+        "evaluate",
+    ]
     assert records[1]["loss"] == pytest.approx(0.75)
     assert records[1]["bytes_sent"] > 0
     assert records[5]["hospitals"][0]["evaluations"].keys() == {"detect"}

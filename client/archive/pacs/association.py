@@ -46,6 +46,8 @@ TRANSFER_SYNTAXES = (
     "1.2.840.10008.1.2.4.203",  # HTJ2K
 )
 
+LONGEST_PDU = 1 << 17  # bytes, PS3.8 D.1
+
 _CONNECT = 5.0  # seconds; a PACS in the same house answers in milliseconds
 _REJECTIONS = {  # diagnostics of an A-ASSOCIATE-RJ by the service user, PS3.8 9.3.4
     3: "archive.own_ae: the PACS does not accept our AE title {own}; register it there",
@@ -53,20 +55,29 @@ _REJECTIONS = {  # diagnostics of an A-ASSOCIATE-RJ by the service user, PS3.8 9
 }
 
 
-def _send_at_once(event: evt.Event) -> None:
-    """Send small packets at once and have the peer's acknowledged at once.
+def connection_handlers(timeout: float) -> list[evt.EventHandlerType]:
+    """Event handlers that every association needs; timeout: seconds.
+
+    pynetdicom reads a message without a limit of time once it has begun, so the connection gets one here.
 
     A DIMSE message goes out in two parts, and Nagle's algorithm keeps the second back until the first is acknowledged,
-    which the receiving system delays by 40 ms: on either side, for each message.
+    which the receiving system delays by 40 ms: on either side, for each message. So ours are sent at once, and those of
+    the PACS acknowledged at once.
     """
+
+    def on_open(event: evt.Event) -> None:
+        event.assoc.dul.socket.socket.settimeout(timeout)
+        _be_prompt(event)
+
+    return [(evt.EVT_CONN_OPEN, on_open), (evt.EVT_DATA_SENT, _be_prompt)]
+
+
+def _be_prompt(event: evt.Event) -> None:
     transport = event.assoc.dul.socket
     if transport is not None and transport.socket is not None:
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_QUICKACK"):  # Linux; the system takes it back by itself, so it is set again and again
             transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-PROMPTLY: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, _send_at_once), (evt.EVT_DATA_SENT, _send_at_once)]
 
 
 def associate(archive: DimseArchive, tls: ssl.SSLContext | None, on_store: Callable[[evt.Event], int]) -> Association:
@@ -88,8 +99,8 @@ def associate(archive: DimseArchive, tls: ssl.SSLContext | None, on_store: Calla
         roles = [build_role(storage, scp_role=True) for storage in STORAGE_CLASSES]
     try:
         association = entity.associate(
-            archive.host, archive.port, contexts=contexts, ae_title=archive.remote_ae, max_pdu=0, ext_neg=roles,
-            evt_handlers=[(evt.EVT_C_STORE, on_store), *PROMPTLY], tls_args=(tls, archive.host) if tls else None,
+            archive.host, archive.port, contexts=contexts, ae_title=archive.remote_ae, max_pdu=LONGEST_PDU, ext_neg=roles,
+            evt_handlers=[(evt.EVT_C_STORE, on_store), *connection_handlers(archive.timeout)], tls_args=(tls, archive.host) if tls else None,
         )  # fmt: skip
     except (OSError, ValueError):
         raise PacsError(

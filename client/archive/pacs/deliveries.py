@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from pynetdicom import AE, evt
 
-from client.archive.pacs.association import PROMPTLY, delivery_contexts
+from client.archive.pacs.association import LONGEST_PDU, connection_handlers, delivery_contexts
 from client.archive.pacs.link import Keep
 from client.archive.pacs.settings import DimseArchive
 from client.archive.sources import SourceLost
@@ -56,11 +56,11 @@ class Receiver:
         entity.require_called_aet = True
         entity.require_calling_aet = list(archive.allowed_senders())
         entity.dimse_timeout = entity.network_timeout = archive.timeout
-        entity.maximum_pdu_size = 0
+        entity.maximum_pdu_size = LONGEST_PDU
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_REJECTED, self._note),
-            *PROMPTLY,
+            *connection_handlers(archive.timeout),
         ]
         address = (archive.own_address, archive.own_port)
         try:

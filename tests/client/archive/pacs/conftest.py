@@ -426,7 +426,10 @@ def proxy(pacs: Pacs) -> Iterator[Callable[..., Proxy]]:
 @pytest.fixture(autouse=True)
 def _loggers_as_before() -> Iterator[None]:
     """Opening a source silences libraries for the whole process; the next test gets them as they were."""
-    loggers = [logging.getLogger(name) for name in ("pynetdicom", "dicomweb_client", "retrying", "urllib3", "requests", "pydicom")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("pynetdicom", "dicomweb_client", "retrying", "urllib3", "requests", "pydicom")
+    ]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     yield
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):

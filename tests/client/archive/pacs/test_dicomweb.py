@@ -87,7 +87,9 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(web, open_pacs, content, 
     assert {item.key for item in done} <= {item.key for item in items}
 
 
-def test_a_killed_process_leaves_whole_files_that_are_not_fetched_again(web, open_pacs, content, tmp_path, proxy) -> None:
+def test_a_killed_process_leaves_whole_files_that_are_not_fetched_again(
+    web, open_pacs, content, tmp_path, proxy
+) -> None:
     relay = proxy()
     relay.faults = lambda path: "hang" if ".8.1.2" in path else None
     archive = web(url=relay.url, connections=1)
@@ -157,7 +159,9 @@ def test_a_picture_that_cannot_be_had_is_counted_and_the_others_come(web, open_p
     assert content.uid_of(list(source.fetch(items[-3:]))[0]) in content.wanted()
 
 
-def test_a_study_that_cannot_be_looked_into_keeps_what_was_known_of_it(web, open_pacs, content, proxy, tmp_path) -> None:
+def test_a_study_that_cannot_be_looked_into_keeps_what_was_known_of_it(
+    web, open_pacs, content, proxy, tmp_path
+) -> None:
     relay = proxy()
     source = open_pacs(web(url=relay.url, tries=1))
     known = {item.key for item in source.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -18,7 +19,9 @@ from cxrbase_model.settings import SettingsError
 
 
 @pytest.mark.parametrize("retrieve", ["get", "move"])
-def test_chest_radiographs_are_fetched_and_everything_else_is_left(retrieve, dimse, open_pacs, fetched, content) -> None:
+def test_chest_radiographs_are_fetched_and_everything_else_is_left(
+    retrieve, dimse, open_pacs, fetched, content
+) -> None:
     source = open_pacs(dimse(retrieve=retrieve))
     assert fetched(source) == sorted(content.wanted())
     assert source.failures == {}
@@ -238,4 +241,5 @@ class _Relay:
             return
         finally:
             for end in (source, sink):
-                end.close()
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)

@@ -43,7 +43,7 @@ def description(site: str, task: Task, cache: Cache, minimum_cell: int) -> Reply
 
 def describe_cache(cache: Cache, minimum_cell: int) -> dict[str, Any]:
     """Counts of pictures, patients, findings and exclusions, each bucketed."""
-    labelled = np.isfinite(cache.labels).any(axis=1)
+    labelled: NDArray[np.bool_] = np.asarray(np.isfinite(cache.labels).any(axis=1))
     train, test = cache.rows("train"), cache.rows("test")
     able = {"pretrain": len(train) > 0, "finetune": bool(labelled[train].any()), "evaluate": bool(labelled[test].any())}
     findings = {}

@@ -133,7 +133,8 @@ def task_to_message(task: Task, node_id: int, ttl: float) -> Message:
 def task_from_message(message: Message) -> Task:
     """The task of a message; WireError where the protocol differs or a field is missing."""
     header, blob = _split(message)
-    return _build(Task, header, state=blob)
+    task: Task = _build(Task, header, state=blob)
+    return task
 
 
 def reply_to_message(reply: Reply, request: Message) -> Message:
@@ -151,7 +152,8 @@ def reply_from_message(message: Message) -> Reply:
         header["code"] = Code(header["code"]) if header.get("code") is not None else None
     except ValueError:
         raise WireError(Code.MALFORMED) from None
-    return _build(Reply, header, update=blob)
+    reply: Reply = _build(Reply, header, update=blob)
+    return reply
 
 
 def _content(header: dict[str, Any], blob: bytes) -> RecordDict:

@@ -286,10 +286,7 @@ def timeline(plan: Plan) -> tuple[Round, ...]:
     rounds: list[Round] = []
     finetuned: list[str] = []
     for stage in plan.stages:
-        if isinstance(stage, EvaluateStage):
-            models = list(stage.of or finetuned)
-        else:
-            models = [stage.name] * stage.rounds
+        models = list(stage.of or finetuned) if isinstance(stage, EvaluateStage) else [stage.name] * stage.rounds
         if isinstance(stage, FinetuneStage):
             finetuned.append(stage.name)
         for index, model_of in enumerate(models):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import ConfigRecordValues, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
@@ -69,7 +69,7 @@ def _server_app(
     return app
 
 
-def _backend(config: SimConfig) -> dict[str, dict[str, float | int | str | bool]]:
+def _backend(config: SimConfig) -> dict[str, dict[str, ConfigRecordValues]]:
     cores = os.cpu_count() or 1
     return {
         "client_resources": {"num_cpus": max(1, cores // config.concurrent), "num_gpus": config.gpu_share},

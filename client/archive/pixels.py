@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset
-from pydicom.pixels import apply_color_lut
+from pydicom.pixels.processing import apply_color_lut
 
 from client.archive.decode import MOST_PIXELS, stored_values
 from client.archive.lut import Step, inverted, modality, percentile_window, voi_candidates

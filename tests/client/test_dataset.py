@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,7 @@ def test_the_order_follows_the_seed_and_changes_with_each_pass(folder: Path) -> 
     cache = Cache.open(folder)
     assert order_of(cache) == order_of(cache)
     assert order_of(cache) != order_of(cache, seed=2)
-    twice = sum(order_of(cache, batch_size=ROWS, epochs=2), [])
+    twice = functools.reduce(operator.iadd, order_of(cache, batch_size=ROWS, epochs=2), [])
     assert twice[:ROWS] != twice[ROWS:]
     assert sorted(twice[:ROWS]) == sorted(twice[ROWS:]) == list(range(ROWS))
 
@@ -93,7 +95,7 @@ def test_all_batches_have_one_size_and_each_pass_shows_each_picture_once(
 ) -> None:
     shown = order_of(Cache.open(folder), epochs=epochs)
     assert [len(batch) for batch in shown] == sizes
-    first_pass = sum(shown, [])[:ROWS]
+    first_pass = functools.reduce(operator.iadd, shown, [])[:ROWS]
     assert len(set(first_pass)) == len(first_pass)
 
 

@@ -156,7 +156,7 @@ def test_a_picture_that_cannot_be_had_is_counted_and_the_others_come(web, open_p
     relay.faults = lambda path: None
     items = list(source.items())
     assert len(items) == len(content.wanted()), "it is listed all the same, and had by the next fetch"
-    assert content.uid_of(list(source.fetch(items[-3:]))[0]) in content.wanted()
+    assert content.uid_of(next(iter(source.fetch(items[-3:])))) in content.wanted()
 
 
 def test_a_study_that_cannot_be_looked_into_keeps_what_was_known_of_it(

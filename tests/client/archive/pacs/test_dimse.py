@@ -181,7 +181,7 @@ def test_a_picture_that_cannot_be_had_is_counted(dimse, open_pacs, content, monk
 
     def with_a_ghost(self: Any, study: str) -> Any:
         places = real(self, study)
-        (key, place), *_ = places.items()
+        (_key, place), *_ = places.items()
         ghost = type(place)(place.series, content.root + ".404")
         return places | {self._key(ghost.instance): ghost}
 

@@ -81,5 +81,5 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().to(device="cpu", dtype=torch.float32).contiguous()
         hasher.update(json.dumps([name, list(tensor.shape)]).encode())
-        hasher.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+        hasher.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")  # type: ignore[arg-type]  # numpy arrays are buffers
     return hasher.hexdigest()

@@ -31,8 +31,12 @@ def prepare(config: SimConfig, plan: Plan, data: Path, out: Path, progress: Prog
     for file in sites:
         site = read_site(file)
         _fix_secret(site.private, site.site)
-        ingest(site, plan.data, progress=lambda done, total, name=site.site: progress(f"ingest {name}", done, total))
+        ingest(site, plan.data, progress=_named(progress, f"ingest {site.site}"))
     return sites
+
+
+def _named(progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total)
 
 
 def _phantoms(hospitals: PhantomHospitals, data: Path, progress: Progress) -> list[Path]:

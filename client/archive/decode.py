@@ -131,4 +131,7 @@ def _clear_high_bits(values: NDArray[Any], stored: int, high: int, *, signed: bo
     if left == 0 and right == 0:
         return bits.view(integer) if signed else bits
     shifted = bits << np.array(left, unsigned)
-    return (shifted.view(integer) >> np.array(right, integer)) if signed else shifted >> np.array(right, unsigned)
+    found: NDArray[Any] = (
+        (shifted.view(integer) >> np.array(right, integer)) if signed else shifted >> np.array(right, unsigned)
+    )
+    return found

@@ -35,11 +35,11 @@ def voi_candidates(dataset: Dataset) -> list[Step]:
     for item in dataset.get("VOILUTSequence") or []:
         table, first = read_table(item)
         span = float(table.max() - table.min()) or 1.0
-        steps.append(lambda values, t=table, f=first, s=span: (_look_up(values, t, f) - t.min()) / s)
+        steps.append(lambda values, t=table, f=first, s=span: (_look_up(values, t, f) - t.min()) / s)  # type: ignore[misc]  # mypy cannot infer bound defaults
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     for centre, width in zip(_numbers(dataset.get("WindowCenter")), _numbers(dataset.get("WindowWidth")), strict=False):
         if np.isfinite(centre) and np.isfinite(width) and width >= (1 if function == "LINEAR" else 1e-9):
-            steps.append(lambda values, c=centre, w=width: window(values, c, w, function))
+            steps.append(lambda values, c=centre, w=width: window(values, c, w, function))  # type: ignore[misc]
     return steps
 
 
@@ -58,8 +58,8 @@ def percentile_window(values: Floats, counts: NDArray[np.integer[Any]], low: flo
     """A window from percentiles of the picture, for headers that offer none that shows it; `counts` weighs the values."""
     order = np.argsort(values)
     share = np.cumsum(counts[order]) / max(1, counts.sum()) * 100
-    bottom = float(values[order][min(np.searchsorted(share, low), len(values) - 1)])
-    top = float(values[order][min(np.searchsorted(share, high), len(values) - 1)])
+    bottom = float(values[order][min(int(np.searchsorted(share, low)), len(values) - 1)])
+    top = float(values[order][min(int(np.searchsorted(share, high)), len(values) - 1)])
     return lambda found: np.clip((found - bottom) / max(top - bottom, 1e-9), 0, 1)
 
 
@@ -87,7 +87,8 @@ def read_table(item: Dataset) -> tuple[Floats, int]:
 
 
 def _look_up(values: Floats, table: Floats, first: int) -> Floats:
-    return table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)]
+    found: Floats = table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)]
+    return found
 
 
 def _number(value: Any, default: float) -> float:

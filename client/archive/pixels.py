@@ -147,7 +147,8 @@ def _through_table(
     table = np.rint((1 - shown if invert else shown) * 255).astype(np.uint8)
     if padding is not None:
         table[(possible >= padding[0]) & (possible <= padding[1])] = 0
-    return table[keys]
+    mapped: Picture = table[keys]
+    return mapped
 
 
 def _shown(meant: NDArray[np.float64], counts: NDArray[Any], candidates: list[Step]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ def test_the_rate_warms_up_linearly_then_falls_by_a_cosine() -> None:
     assert rates[10] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.001 + 0.099 / 2)
     assert rates[99] == pytest.approx(0.001, rel=0.05)
-    assert all(earlier >= later for earlier, later in itertools.pairwise(rates))
+    assert all(earlier >= later for earlier, later in itertools.pairwise(rates[9:]))
 
 
 def test_the_rate_depends_on_the_global_step_alone() -> None:

@@ -66,7 +66,7 @@ def connection_handlers(timeout: float) -> list[evt.EventHandlerType]:
     """
 
     def on_open(event: evt.Event) -> None:
-        event.assoc.dul.socket.socket.settimeout(timeout)
+        event.assoc.dul.socket.socket.settimeout(timeout)  # type: ignore[union-attr]  # open connections have a socket
         _be_prompt(event)
 
     return [(evt.EVT_CONN_OPEN, on_open), (evt.EVT_DATA_SENT, _be_prompt)]

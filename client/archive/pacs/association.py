@@ -107,6 +107,9 @@ def associate(archive: DimseArchive, tls: ssl.SSLContext | None, on_store: Calla
             Failure.UNREACHABLE, f"archive.host: {archive.host} is not known or cannot be reached"
         ) from None
     if not association.is_established:
+        transport = association.dul.socket
+        if transport is not None and transport.socket is not None:
+            transport.socket.close()  # pynetdicom leaves it open
         raise _refusal(archive, association)
     return association
 

@@ -197,6 +197,10 @@ class DimseLink:
         if _code(status) == _UNKNOWN_DESTINATION:
             text = f"archive.own_ae: the PACS cannot deliver to {own}; register it there with our address and port"
             raise PacsError(Failure.DESTINATION, text)
+        if _code(status) is None and len(expected.missing) == wanted and len(receiver.refused) == before:
+            self._drop()
+            text = f"archive.own_ae: the PACS breaks off the move; is {own} registered there, with our address and port?"
+            raise PacsError(Failure.BROKEN, text)
         if len(expected.missing) == wanted and len(receiver.refused) > before:
             titles = ", ".join(sorted(set(receiver.refused[before:])))
             text = f"archive.senders: {titles} wanted to deliver and is not listed; add it if it is your PACS"

@@ -193,7 +193,7 @@ def read_accessions(path: Path) -> list[str]:
         raise SettingsError(
             f"archive.accessions: {path} cannot be read, expected a text file with one accession number a line"
         ) from None
-    if cells and re.sub(r"[^a-z]", "", cells[0][1].lower()) in _HEADINGS:
+    if cells and re.sub(r"[^a-z0-9]", "", cells[0][1].lower()) in _HEADINGS:
         cells = cells[1:]
     for line, cell in cells:
         if not _ACCESSION.fullmatch(cell) or _WILD & set(cell):

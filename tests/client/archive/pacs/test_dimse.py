@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ def test_every_transfer_syntax_of_radiographs_is_accepted_for_delivery(dimse) ->
         ({"port": 9}, r"archive\.port: no DICOM answer from localhost port 9"),
         ({"remote_ae": "NOBODY"}, r"archive\.remote_ae: the PACS is not called NOBODY"),
         ({"host": "no-such-host.invalid"}, r"archive\.host: no-such-host\.invalid is not known"),
-        ({"own_ae": "STRANGER", "retrieve": "move"}, r"archive\.own_ae: the PACS cannot deliver to STRANGER|does not"),
+        ({"own_ae": "STRANGER", "retrieve": "move"}, r"archive\.own_ae: .* STRANGER"),
         ({"own_ae": "STRANGER"}, r"archive"),
     ],
 )
@@ -152,11 +153,12 @@ def test_a_taken_port_for_deliveries_is_told(dimse, open_pacs, pacs) -> None:
 
 
 def test_an_association_that_breaks_is_made_again(dimse, open_pacs, fetched, content, pacs) -> None:
-    relay = _Relay(pacs.port, cuts=3)
-    source = open_pacs(dimse(port=relay.port, tries=6, connections=1))
-    assert fetched(source) == sorted(content.wanted())
-    assert source.failures == {}
-    assert relay.cuts == 0
+    with _Relay(pacs.port, cuts=3) as relay:
+        source = open_pacs(dimse(port=relay.port, tries=6, connections=1))
+        assert fetched(source) == sorted(content.wanted())
+        assert source.failures == {}
+        assert relay.cuts == 0
+        source.close()
 
 
 def test_unreadable_certificates_are_told(dimse, open_pacs, tls_pacs, tmp_path) -> None:
@@ -214,19 +216,40 @@ class _Relay:
 
     def __init__(self, target: int, cuts: int) -> None:
         self.cuts, self._target = cuts, target
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = self._server.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._sockets = [socket.create_server(("127.0.0.1", 0))]
+        self.port = self._sockets[0].getsockname()[1]
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> _Relay:
+        self._start(self._serve)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+        for each in self._sockets:
+            each.close()
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
+        self._threads[-1].start()
 
     def _serve(self) -> None:
         connections = 0
         while True:
-            ours, _ = self._server.accept()
+            try:
+                ours, _ = self._sockets[0].accept()
+            except OSError:
+                return
             theirs = socket.create_connection(("127.0.0.1", self._target))
+            self._sockets += [ours, theirs]
             connections += 1
-            cut = 4000 * connections if 1 < connections <= 4 else None  # the first one lists, undisturbed
-            threading.Thread(target=self._pass, args=(ours, theirs, None), daemon=True).start()
-            threading.Thread(target=self._pass, args=(theirs, ours, cut), daemon=True).start()
+            cut = 5000 if 1 < connections <= 4 else None  # the first one lists, undisturbed
+            self._start(self._pass, ours, theirs, None)
+            self._start(self._pass, theirs, ours, cut)
 
     def _pass(self, source: socket.socket, sink: socket.socket, cut: int | None) -> None:
         passed = 0

@@ -197,10 +197,6 @@ class DimseLink:
         if _code(status) == _UNKNOWN_DESTINATION:
             text = f"archive.own_ae: the PACS cannot deliver to {own}; register it there with our address and port"
             raise PacsError(Failure.DESTINATION, text)
-        if _code(status) is None and len(expected.missing) == wanted and len(receiver.refused) == before:
-            self._drop()
-            text = f"archive.own_ae: the PACS breaks off the move; is {own} registered there, with our address and port?"
-            raise PacsError(Failure.BROKEN, text)
         if len(expected.missing) == wanted and len(receiver.refused) > before:
             titles = ", ".join(sorted(set(receiver.refused[before:])))
             text = f"archive.senders: {titles} wanted to deliver and is not listed; add it if it is your PACS"
@@ -229,10 +225,17 @@ class DimseLink:
         code = _code(status)
         if code is None:  # pynetdicom's sign for no answer: aborted, cut off or late
             self._drop()
-            raise PacsError(Failure.BROKEN)
+            raise self._broken_off()
         if not _succeeded(status):
             failure = Failure.BUSY if code in _OUT_OF_RESOURCES else Failure.UNABLE
             raise PacsError(failure, f"archive: {failure.description} (DIMSE status 0x{code:04X})")
+
+    def _broken_off(self) -> PacsError:
+        """Some servers accept an association of any title and abort at the first request of one they do not know."""
+        own = self._archive.own_ae
+        return PacsError(
+            Failure.BROKEN, f"archive: {Failure.BROKEN.description}; is archive.own_ae {own} registered at the PACS?"
+        )
 
     def _associated(self) -> Association:
         """The association, made if there is none."""

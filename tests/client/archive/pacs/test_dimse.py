@@ -124,8 +124,8 @@ def test_every_transfer_syntax_of_radiographs_is_accepted_for_delivery(dimse) ->
         ({"port": 9}, r"archive\.port: no DICOM answer from localhost port 9"),
         ({"remote_ae": "NOBODY"}, r"archive\.remote_ae: the PACS is not called NOBODY"),
         ({"host": "no-such-host.invalid"}, r"archive\.host: no-such-host\.invalid is not known"),
-        ({"own_ae": "STRANGER", "retrieve": "move"}, r"archive\.own_ae: .* STRANGER"),
-        ({"own_ae": "STRANGER"}, r"archive"),
+        ({"own_ae": "STRANGER", "retrieve": "move"}, r"archive\.own_ae STRANGER"),
+        ({"own_ae": "STRANGER"}, r"archive\.own_ae STRANGER"),
     ],
 )
 def test_wrong_settings_are_told_within_seconds(settings: dict[str, Any], message: str, dimse, open_pacs) -> None:

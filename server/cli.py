@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cxrbase_model.plan import Plan, read_plan, timeline
+from cxrbase_model.plan import read_plan, timeline
 from cxrbase_model.settings import SettingsError
 from server.finish import finish
 from server.report import summary_text
@@ -80,8 +79,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    plan: Plan = _store(arguments.folder).plan
-    report = finish(arguments.folder, np.zeros((0, plan.data.image_size, plan.data.image_size), np.uint8))
+    report = finish(_store(arguments.folder).folder)
     console.print(summary_text(report))
     console.print(f"written: {arguments.folder / 'report.html'}")
     return EXIT_OK

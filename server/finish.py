@@ -14,15 +14,22 @@ from cxrbase_model.export import export_classifier, export_encoder
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage, read_plan
 from cxrbase_model.state import load_state
-from server.report import Triple, write_report
+from server.page import Triple
+from server.report import write_report
 from server.store import RunStore
 
 
-def finish(folder: Path, pictures: NDArray[np.uint8]) -> dict[str, Any]:
+def finish(folder: Path, pictures: NDArray[np.uint8] | None = None) -> dict[str, Any]:
     """Export what the run has finished so far and write its report; returns the report's content.
 
-    `pictures` are public pictures, uint8 [N, S, S], on which the report shows what the autoencoder makes of them.
+    `pictures` are public pictures, uint8 [N, S, S], on which the report shows what the autoencoder makes of them; they are
+    kept as examples.npy, which is read where none are given.
     """
+    kept = folder / "examples.npy"
+    if pictures is not None:
+        np.save(kept, pictures)
+    elif kept.exists():
+        pictures = np.load(kept)
     store = RunStore(folder, read_plan(folder / "plan.yaml"))
     pretrained = _finished(store, [stage.name for stage in store.plan.stages if isinstance(stage, PretrainStage)])
     tuned = [stage for stage in store.plan.stages if isinstance(stage, FinetuneStage)]
@@ -41,9 +48,9 @@ def _finished(store: RunStore, stages: list[str]) -> str | None:
     return done[-1] if done else None
 
 
-def _reconstructions(store: RunStore, stage_name: str | None, pictures: NDArray[np.uint8]) -> list[Triple]:
+def _reconstructions(store: RunStore, stage_name: str | None, pictures: NDArray[np.uint8] | None) -> list[Triple]:
     """Each picture, what the encoder sees of it, and what the autoencoder makes of that."""
-    if stage_name is None or len(pictures) == 0:
+    if stage_name is None or pictures is None:
         return []
     plan: Plan = store.plan
     stage = plan.stage(stage_name)

@@ -5,7 +5,7 @@ run.json                        name, plan digest, seed, versions, sessions
 rounds.jsonl                    one record a committed round
 checkpoints/round-00007/        record.json, and state.safetensors where the round trained
 stages/NAME.safetensors         the final weights of each finished stage
-tensorboard/, report.json, report.html, export/
+tensorboard/, report.json, report.html, export/, examples.npy (pictures of the report)
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def _headlines(report: Report, rounds: list[Report]) -> Iterable[dict[str, str]]
                 "number": f"{row['mean_auroc']:.3f}",
                 "text": f"mean AUROC of {model}: {_origin(row)}, {row['label_fraction']:.0%} of the labels",
             }
-    pictures = sum(sum(site["pictures"].values()) for site in report["hospitals"].values())
+    counts = [count for site in report["hospitals"].values() for count in site["pictures"].values()]
+    pictures = sum(count for count in counts if isinstance(count, int))  # a small count is told as text, such as <5
     yield {"number": f"{pictures:,}", "text": f"radiographs in {len(report['hospitals'])} hospitals, none of them sent"}
     sent = sum(record["bytes_sent"] + record["bytes_received"] for record in rounds)
     yield {"number": bytes_text(sent), "text": "of weights sent and received"}
@@ -121,11 +122,7 @@ def _figures(found: Report, sites: list[str]) -> Iterable[list[str]]:
 
 
 def _figure(cell: Report | None) -> str:
-    return (
-        f"{interval_text(cell['auroc'])}, {cell['positives']} of {cell['positives'] + cell['negatives']}"
-        if cell
-        else ""
-    )
+    return f"{interval_text(cell['auroc'])}, {cell['positives']} / {cell['negatives']}" if cell else ""
 
 
 def _curves(rounds: list[Report], sites: list[str]) -> Iterable[dict[str, Any]]:

@@ -163,7 +163,7 @@ class RoundLoop:
                 if not mean.fits(admitted.update, weight):
                     raise Rejected(Code.NORM)
                 mean.fold(admitted.update, weight)
-                size = admitted.norm
+                size = float(f"{admitted.norm:.6g}")
             entry = _entry(name, "admitted", None, reply, update_norm=size)
             if reply.evaluation is not None:
                 entry["evaluations"] = {task.model: reply.evaluation}

@@ -82,8 +82,13 @@ def _phantom(arguments: argparse.Namespace) -> int:
     for name, value, low in (("--hospitals", arguments.hospitals, 1), ("--pictures", arguments.pictures, 20)):
         if value < low:
             raise SettingsError(f"{name}: expected at least {low}, found {value}")
-    with StepProgress(console) as progress:
-        sites = write_hospitals(arguments.out, arguments.hospitals, arguments.pictures, arguments.seed, progress.update)
+    try:
+        with StepProgress(console) as progress:
+            sites = write_hospitals(
+                arguments.out, arguments.hospitals, arguments.pictures, arguments.seed, progress.update
+            )
+    except (ValueError, FileExistsError) as error:
+        raise SettingsError(str(error)) from None
     sheet = contact_sheet(arguments.out / "phantoms.png", seed=arguments.seed)
     console.print(f"{len(sites)} hospitals in {arguments.out}, examples of each finding in {sheet}")
     console.print(f"next: cxrbase-client ingest {sites[0]} --plan configs/plans/demo.yaml")

@@ -1,0 +1,48 @@
+"""The operator's command line: what it prints, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cxrbase_model.plan import read_plan
+from server.cli import main
+from server.store import RunStore
+
+DEMO = Path(__file__).parents[2] / "configs" / "plans" / "demo.yaml"
+
+
+def test_a_plan_is_shown_with_its_stages_and_digest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(DEMO)]) == 0
+    told = capsys.readouterr().out
+    plan = read_plan(DEMO)
+    assert plan.digest in told
+    assert all(stage.name in told for stage in plan.stages)
+
+
+def test_a_wrong_plan_is_one_line_that_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "plan.yaml"
+    wrong.write_text(DEMO.read_text(encoding="utf-8").replace("quorum: 2", "quorum: many"), encoding="utf-8")
+    assert main(["plan", str(wrong)]) == 2
+    told = capsys.readouterr().err
+    assert "federation.quorum" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("status", "report"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"{tmp_path}: holds no run" in capsys.readouterr().err
+
+
+def test_a_run_that_has_only_begun_has_a_status_and_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunStore.create(tmp_path / "run", read_plan(DEMO))
+    assert main(["status", str(tmp_path / "run")]) == 0
+    assert "no round committed yet" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run")]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert report["rounds"] == []

@@ -17,7 +17,7 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sim,dev]'
 	@touch $@
 
-demo: .venv/installed  ## three made-up hospitals: DICOM files, ingest, federation, report (about 6 minutes on 2 cores)
+demo: .venv/installed  ## three made-up hospitals: DICOM files, ingest, federation, report (about 5 minutes on 2 cores)
 	$(BIN)/cxrbase-sim phantom --hospitals 3 --out $(DATA)
 	@for site in $(DATA)/*/SITE.yaml; do $(BIN)/cxrbase-client ingest $$site --plan configs/plans/demo.yaml || exit 1; done
 	$(BIN)/cxrbase-sim run configs/sim/demo.yaml --data $(DATA) --out $(RUN) --resume

@@ -16,6 +16,7 @@ from client.archive.reasons import Reason
 from client.dataset import Cache
 from cxrbase_model.codec import pack
 from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.metrics import cells
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.state import State
 
@@ -49,8 +50,8 @@ def describe_cache(cache: Cache, minimum_cell: int) -> dict[str, Any]:
     findings = {}
     for column, finding in enumerate(cache.spec.findings):
         values = cache.labels[:, column]
-        counts = {"positive": values >= 0.5, "negative": values < 0.5, "unknown": np.isnan(values)}
-        findings[finding] = {name: bucketed(int(mask.sum()), minimum_cell) for name, mask in counts.items()}
+        masks = {"positive": values >= 0.5, "negative": values < 0.5, "unknown": np.isnan(values)}
+        findings[finding] = cells({name: int(mask.sum()) for name, mask in masks.items()}, minimum_cell)
     return {
         "pictures": {
             split: bucketed(len(cache.rows(split)), minimum_cell) for split in ("train", "validation", "test")

@@ -5,7 +5,7 @@ Shapes: N pictures, C findings, R bootstrap resamples. Targets are 1, 0 or NaN w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,7 @@ def evaluate_scores(
         positives, negatives = int(targets.sum()), int((1 - targets).sum())
         content[finding] = {
             "auroc": None,
-            "positives": _cell(positives, minimum_cell),
-            "negatives": _cell(negatives, minimum_cell),
+            **cells({"positives": positives, "negatives": negatives}, minimum_cell),
         }
         if min(positives, negatives) < max(1, minimum_cell):
             continue
@@ -134,6 +133,18 @@ def _interval(value: float, curve_R: NDArray[np.float64], level: float = 0.95) -
     known = curve_R[np.isfinite(curve_R)]
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if len(known) else (value, value)
     return {"value": _short(value), "low": _short(float(low)), "high": _short(float(high))}
+
+
+def cells(counts: Mapping[str, int], minimum_cell: int) -> dict[str, int | str]:
+    """Counts that add up to a known total, as they may leave: "<N" below the minimum cell size N.
+
+    A lone "<N" would follow from the total by subtraction, so the smallest other count becomes ">=N" with it.
+    """
+    told = {name: _cell(count, minimum_cell) for name, count in counts.items()}
+    others = {name: count for name, count in told.items() if isinstance(count, int) and count > 0}
+    if len([count for count in told.values() if isinstance(count, str)]) == 1 and others:
+        told[min(others, key=others.__getitem__)] = f">={minimum_cell}"
+    return told
 
 
 def _cell(count: int, minimum_cell: int) -> int | str:

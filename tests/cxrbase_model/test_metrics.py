@@ -7,7 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from cxrbase_model.metrics import auroc, average_precision, brier, calibration_error, evaluate_scores, patient_weights
+from cxrbase_model.metrics import (
+    auroc,
+    average_precision,
+    brier,
+    calibration_error,
+    cells,
+    evaluate_scores,
+    patient_weights,
+)
 
 
 def slow_auroc(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -96,7 +104,7 @@ def test_unknown_labels_count_for_nothing_and_small_cells_do_not_leave() -> None
     targets[:3, 0] = 1
     targets[3:90, 0] = 0
     result = evaluate_scores(scores, targets, patients, ["A", "B"], seed=0, minimum_cell=5)
-    assert result["findings"]["A"] == {"auroc": None, "positives": "<5", "negatives": 87}
+    assert result["findings"]["A"] == {"auroc": None, "positives": "<5", "negatives": ">=5"}
     assert result["mean_auroc"]["value"] == result["findings"]["B"]["auroc"]["value"]
 
 
@@ -111,3 +119,19 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     first, again, other = (evaluate_scores(*data, ["A", "B"], seed=s, minimum_cell=5) for s in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((3, 87, 10), ("<5", 87, ">=5")),
+        ((3, 87, 0), ("<5", ">=5", 0)),
+        ((3, 2, 85), ("<5", "<5", 85)),
+        ((5, 87, 10), (5, 87, 10)),
+        ((3, 0, 0), ("<5", 0, 0)),
+    ],
+)
+def test_no_small_count_follows_from_the_others_and_the_total(
+    counts: tuple[int, ...], told: tuple[int | str, ...]
+) -> None:
+    assert tuple(cells(dict(zip("abc", counts, strict=True)), 5).values()) == told

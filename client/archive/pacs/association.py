@@ -63,10 +63,14 @@ def connection_handlers(timeout: float) -> list[evt.EventHandlerType]:
     A DIMSE message goes out in two parts, and Nagle's algorithm keeps the second back until the first is acknowledged,
     which the receiving system delays by 40 ms: on either side, for each message. So ours are sent at once, and those of
     the PACS acknowledged at once.
+
+    pynetdicom leaves a socket open whose other end was closed first, so each is closed here as well.
     """
 
     def on_open(event: evt.Event) -> None:
-        event.assoc.dul.socket.socket.settimeout(timeout)  # type: ignore[union-attr]  # open connections have a socket
+        connection = event.assoc.dul.socket.socket  # type: ignore[union-attr]  # open connections have a socket
+        connection.settimeout(timeout)  # type: ignore[union-attr]
+        event.assoc.bind(evt.EVT_CONN_CLOSE, lambda _: connection.close())  # type: ignore[union-attr]
         _be_prompt(event)
 
     return [(evt.EVT_CONN_OPEN, on_open), (evt.EVT_DATA_SENT, _be_prompt)]

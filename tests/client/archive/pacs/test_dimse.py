@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 from pynetdicom import AE, build_context
+from pynetdicom.association import Association
 
-from client.archive.pacs.association import STORAGE_CLASSES, TRANSFER_SYNTAXES
+from client.archive.pacs.association import STORAGE_CLASSES, TRANSFER_SYNTAXES, connection_handlers
 from client.archive.pacs.deliveries import NOT_AUTHORISED, Receiver
 from client.archive.pacs.link import Failure
 from client.archive.sources import SourceLost
@@ -167,6 +169,25 @@ def test_unreadable_certificates_are_told(dimse, open_pacs, tls_pacs, tmp_path) 
         open_pacs(dimse(tls=tls))
 
 
+def test_a_caller_that_breaks_off_leaves_no_socket_open(dimse, open_pacs) -> None:
+    archive = dimse(retrieve="move")
+    open_pacs(archive)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", archive.own_port), timeout=5) as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+    deadline = time.monotonic() + 10
+    while len(closed := _connections()) < 5 or not all(closed):
+        assert time.monotonic() < deadline, closed
+        time.sleep(0.02)
+
+
+def _connections() -> list[bool]:
+    """Of each association that was called for: is its socket closed?"""
+    acceptors = [thread for thread in threading.enumerate() if isinstance(thread, Association) and thread.is_acceptor]
+    sockets = [each.dul.socket.socket for each in acceptors if each.dul.socket]
+    return [each is None or each.fileno() == -1 for each in sockets]
+
+
 def test_a_full_disk_ends_the_fetch_as_itself(dimse, open_pacs, monkeypatch) -> None:
     def full(path: object, data: bytes) -> None:
         raise OSError(28, "No space left on device")
@@ -203,7 +224,9 @@ def _send(port: int, own: str, theirs: str) -> int | None:
     dataset.file_meta.TransferSyntaxUID = TRANSFER_SYNTAXES[0]
     entity = AE(own)
     contexts = [build_context(STORAGE_CLASSES[0], TRANSFER_SYNTAXES[0])]
-    association = entity.associate("127.0.0.1", port, contexts=contexts, ae_title=theirs)
+    association = entity.associate(
+        "127.0.0.1", port, contexts=contexts, ae_title=theirs, evt_handlers=connection_handlers(5)
+    )
     if not association.is_established:
         return None
     status = association.send_c_store(dataset)

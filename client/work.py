@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dataset import Cache, batches
+from client.moments import Moments
 from client.policy import Refused, Work, check_plan, check_task
 from client.release import description, evaluated, trained
 from client.site import Site
@@ -103,7 +104,10 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     seed = derive_seed(work.plan.seed, "train", task.round, site.site)
     held_out = _validation_loss(model, stage, site, cache, work, runtime)
     stream = (images for images, _ in batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs))
-    result = pretrain(model, stream, stage, _progress(stage, task, len(rows)), seed, runtime)
+    memory = Moments(site.private, task)
+    moments = memory.before() if stage.optimizer.state == "keep" else None
+    result = pretrain(model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments)
+    memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_loss": held_out})
 
 
@@ -118,7 +122,10 @@ def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: C
     held_out = _validation_auroc(model, cache, runtime)
     stream = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
     weights = positive_weights(cache.labels[rows], stage.positive_weight)
-    result = finetune(model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime)
+    memory = Moments(site.private, task)
+    moments = memory.before() if stage.optimizer.state == "keep" else None
+    result = finetune(model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments)
+    memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_auroc": held_out})
 
 

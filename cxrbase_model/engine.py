@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from cxrbase_model.augment import DEVIATION, MEAN, augment, normalise
 from cxrbase_model.classifier import Classifier, masked_bce
 from cxrbase_model.mae import MaskedAutoencoder
-from cxrbase_model.optim import adamw, learning_rate, parameter_groups, set_rate
+from cxrbase_model.optim import adamw, learning_rate, load_moments, moments_of, parameter_groups, set_rate
 from cxrbase_model.plan import FinetuneStage, PretrainStage
 from cxrbase_model.seeds import generator
+from cxrbase_model.state import State
 from cxrbase_model.vit import gather, unpatchify
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
@@ -49,12 +50,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What local training did; `loss` is the mean over all examples seen."""
+    """What local training did; `loss` is the mean over all examples seen, `moments` are the optimizer's where they are kept."""
 
     steps: int
     examples: int
     loss: float
     seconds: float
+    moments: State = field(default_factory=dict)
 
 
 def pretrain(
@@ -64,8 +66,12 @@ def pretrain(
     progress: Progress,
     seed: int,
     runtime: Runtime,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
-    """Train on uint8 pictures [B, H, W]; TrainingDiverged where the loss is not finite."""
+    """Train on uint8 pictures [B, H, W]; TrainingDiverged where the loss is not finite.
+
+    `moments` are those of an earlier `LocalResult` of the same stage; ValueError where they are not this model's.
+    """
     draws, masks = generator(seed, "augmentation"), generator(seed, "masks")
 
     def loss_of(images_BHW: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ def pretrain(
 
     groups = parameter_groups(model, stage.optimizer.weight_decay, 1.0, len(model.encoder.blocks))
     steps = ((len(images), lambda images=images: loss_of(images)) for images in batches)
-    return _train(model, steps, groups, stage, progress, seed, runtime)
+    return _train(model, steps, groups, stage, progress, seed, runtime, moments)
 
 
 def finetune(
@@ -87,6 +93,7 @@ def finetune(
     progress: Progress,
     seed: int,
     runtime: Runtime,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Train on uint8 pictures [B, H, W] and targets [B, C], NaN where unknown; TrainingDiverged as in `pretrain`."""
     draws = generator(seed, "augmentation")
@@ -98,7 +105,7 @@ def finetune(
 
     groups = parameter_groups(model, stage.optimizer.weight_decay, stage.layer_decay, len(model.encoder.blocks))
     steps = ((len(pair[0]), lambda pair=pair: loss_of(*pair)) for pair in batches)
-    return _train(model, steps, groups, stage, progress, seed, runtime)
+    return _train(model, steps, groups, stage, progress, seed, runtime, moments)
 
 
 def _train(
@@ -109,11 +116,14 @@ def _train(
     progress: Progress,
     seed: int,
     runtime: Runtime,
+    moments: Mapping[str, Tensor] | None,
 ) -> LocalResult:
     """The loop itself: schedule, forward, backward, step."""
     started = time.monotonic()
     model.to(runtime.device).train()
     optimizer = adamw(groups, stage.optimizer, runtime.device)
+    if moments:
+        load_moments(model, optimizer, moments)
     total, examples, steps = torch.zeros((), dtype=torch.float64, device=runtime.device), 0, 0
     with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
         torch.manual_seed(seed)  # stochastic depth draws from torch's global generator
@@ -134,7 +144,8 @@ def _train(
     _check(total)
     if steps == 0:
         raise ValueError("batches: expected at least one batch, found none")
-    return LocalResult(steps, examples, float(total) / examples, time.monotonic() - started)
+    kept = moments_of(model, optimizer) if stage.optimizer.state == "keep" else {}
+    return LocalResult(steps, examples, float(total) / examples, time.monotonic() - started, kept)
 
 
 def _check(total: Tensor) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cxrbase_model.plan import Optimizer
+from cxrbase_model.state import State
 
 REFERENCE_BATCH = 256  # base learning rates are given for this batch size and scaled linearly (Goyal et al. 2017)
 
@@ -60,3 +62,24 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give each group its share of the scheduled rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * float(group["scale"])
+
+
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """AdamW's step counts and moments, float32 on the CPU, named KIND.PARAMETER; parameters without a step are left out."""
+    found: State = {}
+    for name, parameter in model.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            found[f"{kind}.{name}"] = value.detach().to(device="cpu", dtype=torch.float32, copy=True)
+    return found
+
+
+def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Put moments of `moments_of` into a new optimizer over the same parameters; ValueError where they do not fit."""
+    kinds = ("step", "exp_avg", "exp_avg_sq")
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    shapes = {f"{kind}.{name}": each.shape for name, each in parameters.items() for kind in kinds[1:]}
+    shapes |= {f"step.{name}": torch.Size([]) for name in parameters}
+    if {name: tensor.shape for name, tensor in moments.items()} != shapes:
+        raise ValueError("moments: expected those of this model's parameters, found others")
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {kind: moments[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in kinds}

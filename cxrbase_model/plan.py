@@ -97,6 +97,11 @@ class Optimizer:
     warmup: float = knob(0.05, low=0.0, high=0.9, why="share of the stage's steps in which the rate rises from zero")
     min_lr: float = knob(0.0, low=0.0, high=1.0, why="share of the peak rate that is left at the end")
     clip_grad: float | None = knob(None, low=0.0, why="largest global gradient norm of a step, where it is bounded")
+    state: str = knob(
+        "keep",
+        choices=("keep", "reset"),
+        why="keep AdamW's moments in the hospital from round to round, or reset them; they never travel",
+    )
 
 
 @dataclass(frozen=True)

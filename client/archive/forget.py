@@ -12,6 +12,7 @@ from client.archive.finish import finish, recorded_spec
 from client.archive.identity import load_secret
 from client.archive.ingest import IngestStopped
 from client.archive.manifest import Manifest
+from client.moments import forget_moments
 from client.site import Site
 
 
@@ -46,6 +47,7 @@ def forget(site: Site, patient: str) -> Forgotten:
             (site.private / "ingest.html").unlink(
                 missing_ok=True
             )  # may show the patient; the next ingest writes it anew
+            forget_moments(site.private)
             if spec := recorded_spec(manifest):
                 finish(site, spec, manifest, secret)
             manifest.vacuum()

@@ -131,6 +131,29 @@ def test_the_schedule_goes_on_where_the_round_before_ended(small_plan: Plan) -> 
     assert moved[1] == pytest.approx(10 * moved[0], rel=0.05)
 
 
+@pytest.mark.parametrize("state", ["keep", "reset"])
+def test_kept_moments_make_two_rounds_equal_one_long_one(small_plan: Plan, state: str) -> None:
+    stage = finetuning(small_plan)
+    stage = replace(stage, optimizer=replace(stage.optimizer, state=state), drop_path=0.0)
+    whole, parted = build_classifier(small_plan, stage), build_classifier(small_plan, stage)
+    batches, weights = [bright_or_dark()] * 4, torch.ones(3)
+    finetune(whole, batches * 2, stage, weights, Progress(0, 8), 1, CPU)
+    first = finetune(parted, batches, stage, weights, Progress(0, 8), 1, CPU)
+    finetune(parted, batches, stage, weights, Progress(4, 8), 1, CPU, first.moments)
+    assert (digest(state_of(whole)) == digest(state_of(parted))) == (state == "keep")
+
+
+def test_moments_of_another_model_are_an_error(small_plan: Plan) -> None:
+    stage = finetuning(small_plan)
+    result = finetune(
+        build_classifier(small_plan, stage), [bright_or_dark()], stage, torch.ones(3), Progress(0, 1), 1, CPU
+    )
+    with pytest.raises(ValueError, match="moments: expected those of this model's parameters"):
+        pretrain(
+            build_autoencoder(small_plan), [pictures()], pretraining(small_plan), Progress(0, 1), 1, CPU, result.moments
+        )
+
+
 def test_no_batches_is_an_error(small_plan: Plan) -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         pretrain(build_autoencoder(small_plan), [], pretraining(small_plan), Progress(0, 1), 1, CPU)

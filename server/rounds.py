@@ -48,6 +48,12 @@ class Roster:
         self.asked -= self.refused
         self.refused.clear()
 
+    def is_complete(self, expected: int | None, quorum: int) -> bool:
+        """Whether all that are expected have answered, be it by a refusal, or enough have joined where none are."""
+        if expected is None:
+            return len(self.sites) >= quorum
+        return len(self.sites) + len(self.refused) >= expected
+
     def able(self, kind: str, nodes: Iterable[int]) -> list[str]:
         """The connected hospitals that can take part in a task of that kind, sorted."""
         present = set(nodes)
@@ -55,7 +61,10 @@ class Roster:
 
 
 class RoundLoop:
-    """Runs a plan to its end over an `Exchange`. `expected` hospitals are waited for before the first round, if given."""
+    """Runs a plan to its end over an `Exchange`.
+
+    `expected` is how many hospitals there are, if that is known: the first round waits until as many have answered.
+    """
 
     def __init__(
         self, exchange: Exchange, store: RunStore, *, expected: int | None = None, observers: Iterable[Observer] = ()
@@ -65,7 +74,7 @@ class RoundLoop:
         self._plan: Plan = store.plan
         self._text = plan_to_text(store.plan)
         self._run = store.plan.digest[:16]
-        self._expected = max(expected or 0, store.plan.federation.quorum)
+        self._expected = expected
         self._observers = list(observers)
         self._roster = Roster()
         self._state: tuple[int, State] | None = None  # the newest weights, so that they are not read back each round
@@ -82,11 +91,11 @@ class RoundLoop:
         started = time.monotonic()
         for _ in self._exchange.pauses(self._plan.federation.join_deadline):
             self._describe_newcomers(self._plan.federation.join_deadline)
-            if len(self._roster.sites) >= self._expected:
+            if self._roster.is_complete(self._expected, self._plan.federation.quorum):
                 break
         if len(self._roster.sites) < self._plan.federation.quorum:
             raise RunFailed(
-                f"{len(self._roster.sites)} hospitals joined within {self._plan.federation.join_deadline:.0f} s, "
+                f"{len(self._roster.sites)} hospitals joined within {time.monotonic() - started:.0f} s, "
                 f"the quorum is {self._plan.federation.quorum}{_told(self._roster.entries.values())}"
             )
         if self._store.next_round == 0:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from client.site import read_site
 from cxrbase_model.plan import Plan, timeline
 from cxrbase_model.settings import SettingsError
 from server.app import RunSettings
@@ -22,7 +23,7 @@ from server.store import StoreError
 from sim.config import SimConfig, read_config
 from sim.hospitals import write_hospitals
 from sim.phantom_sheet import contact_sheet, example_pictures
-from sim.prepare import prepare
+from sim.prepare import fix_secret, prepare
 from sim.progress import RoundProgress, StepProgress
 from sim.runner import simulate
 
@@ -89,6 +90,9 @@ def _phantom(arguments: argparse.Namespace) -> int:
             )
     except (ValueError, FileExistsError) as error:
         raise SettingsError(str(error)) from None
+    for file in sites:
+        site = read_site(file)
+        fix_secret(site.private, site.site)
     sheet = contact_sheet(arguments.out / "phantoms.png", seed=arguments.seed)
     console.print(f"{len(sites)} hospitals in {arguments.out}, examples of each finding in {sheet}")
     console.print(f"next: cxrbase-client ingest {sites[0]} --plan configs/plans/demo.yaml")

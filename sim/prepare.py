@@ -30,7 +30,7 @@ def prepare(config: SimConfig, plan: Plan, data: Path, out: Path, progress: Prog
         sites = _folders(config.hospitals, plan, data, out)
     for file in sites:
         site = read_site(file)
-        _fix_secret(site.private, site.site)
+        fix_secret(site.private, site.site)
         ingest(site, plan.data, progress=_named(progress, f"ingest {site.site}"))
     return sites
 
@@ -73,7 +73,7 @@ def _folder_site(hospitals: FolderHospitals, plan: Plan, folder: Path, home: Pat
     return file
 
 
-def _fix_secret(private: Path, site: str) -> None:
+def fix_secret(private: Path, site: str) -> None:
     """A simulated hospital's secret follows from its name, so that splits, and with them runs, repeat; a real one's is random."""
     path = private / "secret.key"
     if not path.exists():

@@ -197,6 +197,18 @@ def test_too_few_hospitals_is_said_before_anything_is_trained(tmp_path: Path) ->
         run(tmp_path, [hospital("a", 1.0, 10)])
 
 
+def test_where_all_that_are_expected_have_refused_nobody_waits(tmp_path: Path) -> None:
+    def without_cache(message: Message) -> Message:
+        task = task_from_message(message)
+        reply = Reply("a", task.kind, task.round, task.stage, task.plan_digest, code=Code.CACHE_MISSING)
+        return reply_to_message(reply, message)
+
+    grid = LocalGrid({1: without_cache, 2: without_cache})
+    loop = RoundLoop(Exchange(grid), RunStore.create(tmp_path, plan(join_deadline=600)), expected=2)
+    with pytest.raises(RunFailed, match=r"0 hospitals joined within \d s.*a: CACHE_MISSING"):
+        loop.run()
+
+
 def test_a_hospital_that_joins_later_takes_part_from_the_next_round(tmp_path: Path) -> None:
     grid = LocalGrid({1: hospital("a", 1.0, 10), 2: hospital("b", 1.0, 10)})
     store = RunStore.create(tmp_path, plan())

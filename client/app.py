@@ -17,13 +17,12 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.dataset import Cache, CacheError
-from client.policy import Refused
+from client.policy import Refused, check_plan
 from client.release import refusal
 from client.site import Site, read_site
 from client.work import describe, evaluate, train
 from cxrbase_model.engine import Runtime, TrainingDiverged
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_to_message, task_from_message
-from cxrbase_model.plan import plan_from_text
 from cxrbase_model.settings import SettingsError
 
 log = logging.getLogger("cxrbase.client")
@@ -70,7 +69,7 @@ def _runtime(task: Task, site: Site) -> Runtime:
     name = site.compute.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return Runtime(device=torch.device(name), precision=plan_from_text(task.plan_text).precision)
+    return Runtime(device=torch.device(name), precision=check_plan(task).precision)
 
 
 def make_app(site_file: Callable[[Context], Path]) -> ClientApp:

@@ -1,0 +1,122 @@
+"""What a hospital computes for a task, against independent versions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from client.dataset import Cache
+from client.site import Site
+from client.work import _progress, describe, evaluate, labelled, labelled_share, positive_weights, train
+from cxrbase_model.classifier import build_classifier
+from cxrbase_model.codec import unpack
+from cxrbase_model.engine import Runtime, predict, pretrain_loss
+from cxrbase_model.mae import build_autoencoder
+from cxrbase_model.messages import Task
+from cxrbase_model.metrics import auroc
+from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage
+from cxrbase_model.seeds import derive_seed
+from cxrbase_model.state import State, add, load_state, norm
+
+CPU = Runtime(torch.device("cpu"))
+
+
+@pytest.fixture
+def cache(site: Site) -> Cache:
+    return Cache.open(site.cache_folder)
+
+
+def test_the_update_of_pretraining_lowers_the_loss_of_the_global_weights(
+    site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task], state_for: Callable[[str], State]
+) -> None:
+    stage, state = plan.stages[0], state_for("mae")
+    assert isinstance(stage, PretrainStage)
+    model, losses = build_autoencoder(plan), []
+    for number in (1, 2, 3):
+        reply = train(task_for("mae", number, state=state), site, cache, CPU)
+        load_state(model, state)
+        pictures = torch.from_numpy(cache.pixels(cache.rows("validation")))
+        losses.append(pretrain_loss(model, [pictures], stage, derive_seed(plan.seed, "masks", site.site), CPU))
+        assert reply.metrics["validation_loss"] == pytest.approx(losses[-1], rel=1e-5)
+        assert (reply.steps, reply.examples) == (9, 72), "two epochs over 36 pictures in steps of 8"
+        state = add(state, unpack(reply.update))
+    assert losses[-1] < losses[0]
+
+
+def test_the_same_task_on_the_same_cache_gives_the_same_update(
+    site: Site, cache: Cache, task_for: Callable[..., Task]
+) -> None:
+    replies = [train(task_for("detect"), site, cache, CPU) for _ in range(2)]
+    assert replies[0].update == replies[1].update
+    assert norm(unpack(replies[0].update)) > 0
+    assert train(task_for("detect", 2), site, cache, CPU).update != replies[0].update
+
+
+def test_a_round_covers_its_own_part_of_the_schedule(plan: Plan, task_for: Callable[..., Task]) -> None:
+    stage = plan.stages[0]
+    assert isinstance(stage, PretrainStage)
+    parts = [_progress(stage, task_for("mae", number), 36) for number in (1, 2, 3)]
+    assert [part.first_step for part in parts] == [0, 9, 18]
+    assert {part.total_steps for part in parts} == {27}
+
+
+def test_finetuning_reads_labelled_pictures_of_a_share_of_the_patients_only(
+    site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task]
+) -> None:
+    reply = train(task_for("detect"), site, cache, CPU)
+    rows = labelled_share(cache, cache.rows("train"), 0.5, derive_seed(plan.seed, "label-share", site.site))
+    assert reply.examples == len(rows) < len(cache.rows("train"))
+
+
+def test_a_share_of_labels_is_one_of_patients_and_grows_from_the_same_ones(cache: Cache) -> None:
+    rows = cache.rows("train")
+    whole = labelled(cache, rows)
+    shares = [set(labelled_share(cache, rows, fraction, 5).tolist()) for fraction in (0.0001, 0.25, 0.5, 1.0)]
+    assert all(small <= large for small, large in itertools.pairwise(shares))
+    assert shares[-1] == set(whole.tolist())
+    patients = [len({int(cache.patients[row]) for row in share}) for share in shares]
+    assert patients == [1, 4, 8, 16], "sixteen of the eighteen patients have a label"
+    for share in shares:
+        mine = {int(cache.patients[row]) for row in share}
+        assert share == {int(row) for row in whole if int(cache.patients[row]) in mine}
+
+
+def test_positive_weights_are_negatives_over_positives_within_bounds() -> None:
+    nan = math.nan
+    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [nan, 0, nan], [0, nan, 0]], np.float32)
+    assert positive_weights(labels, 4.0).tolist() == [3.0, 1.0, 4.0]
+
+
+def test_an_evaluation_measures_the_weights_that_came_on_the_test_patients(
+    site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task], state_for: Callable[[str], State]
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    state = {
+        name: value + 0.2 * torch.randn(value.shape, generator=draw) for name, value in state_for("detect").items()
+    }
+    reply = evaluate(task_for("test", state=state), replace(site, minimum_cell=1), cache, CPU)
+    stage = plan.stages[1]
+    assert isinstance(stage, FinetuneStage)
+    assert reply.evaluation is not None
+    model = build_classifier(plan, stage)
+    load_state(model, state)
+    rows = labelled(cache, cache.rows("test"))
+    scores, labels = predict(model, [torch.from_numpy(cache.pixels(rows))], CPU).numpy(), cache.labels[rows]
+    known = np.isfinite(labels[:, 1])
+    expected = auroc(scores[known, 1], labels[known, 1])
+    assert reply.evaluation["findings"]["Nodule"]["auroc"]["value"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_description_is_of_the_cache_and_in_buckets(site: Site, cache: Cache, task_for: Callable[..., Task]) -> None:
+    description = describe(task_for("describe"), site, cache).description
+    assert description is not None
+    assert description["pictures"] == {"train": 36, "validation": 8, "test": 16}
+    assert description["patients"] == 30
+    assert description["exclusions"] == {"LATERAL": "<5", "NOT_CHEST": 7}
+    assert description["kinds"] == ["pretrain", "finetune", "evaluate"]

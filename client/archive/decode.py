@@ -36,7 +36,7 @@ def stored_values(dataset: Dataset) -> NDArray[Any]:
     if syntax and UID(syntax).is_private is False and UID(syntax).is_transfer_syntax and UID(syntax).is_compressed:
         values = _decompress(dataset, syntax, rows, columns, samples, allocated)
     else:
-        values = _uncompressed(dataset, rows * columns * samples * allocated // 8)
+        values = _uncompressed(dataset, rows * columns * samples * allocated // 8, allocated)
     expected = (rows, columns) if samples == 1 else (rows, columns, samples)
     if values.shape != expected:
         raise Excluded(Reason.UNREADABLE)
@@ -65,14 +65,16 @@ def _description(dataset: Dataset) -> tuple[int, int, int, int, int, int]:
     return rows, columns, samples, allocated, stored, high
 
 
-def _uncompressed(dataset: Dataset, expected_bytes: int) -> NDArray[Any]:
+def _uncompressed(dataset: Dataset, expected_bytes: int, allocated: int) -> NDArray[Any]:
     if "PixelData" not in dataset:
         raise Excluded(Reason.PIXEL_FORMAT)  # float pixels: a parametric map
     if len(dataset.PixelData) < expected_bytes:
         raise Excluded(Reason.UNREADABLE)
     if not getattr(dataset, "file_meta", None) or "TransferSyntaxUID" not in dataset.file_meta:
         _assume_syntax(dataset)
-    return pixel_array(dataset, raw=True)
+    return pixel_array(
+        dataset, raw=True, bits_stored=allocated
+    )  # or it clears bits as if High Bit were Bits Stored - 1
 
 
 def _assume_syntax(dataset: Dataset) -> None:

@@ -54,7 +54,11 @@ def fields() -> list[tuple[str, str, str]]:
         ("cache.json", "exclusions", "number of files for each reason code"),
         ("pixels-*.u8", "uint8", "the pictures, resized; nothing before, between or behind them"),
     ]
-    return kept + [("table-*.safetensors", f"{name} ({dtype})", meaning) for name, (dtype, meaning) in TABLE.items()]
+    kept += [("table-*.safetensors", f"{name} ({dtype})", meaning) for name, (dtype, meaning) in TABLE.items()]
+    return [
+        *kept,
+        ("../optimizer/*", "float32", "means of gradients over all pictures, from round to round; never sent"),
+    ]
 
 
 def audit(site: Site, pictures: int = 64) -> list[Check]:

@@ -5,6 +5,7 @@ Compressed syntaxes go to imagecodecs (BSD; libjpeg-turbo, CharLS, OpenJPEG), un
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import imagecodecs
@@ -94,6 +95,8 @@ def _decompress(dataset: Dataset, syntax: str, rows: int, columns: int, samples:
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax == _RLE:
         return _run_lengths(frame, rows, columns, samples, allocated // 8)
+    if (coded_size(frame) or (rows, columns)) != (rows, columns):
+        raise Excluded(Reason.UNREADABLE)  # before a decoder takes memory for a size that only the code stream claims
     if syntax in _JPEG:
         return imagecodecs.jpeg_decode(frame)
     if syntax in _JPEG_LOSSLESS:
@@ -103,6 +106,22 @@ def _decompress(dataset: Dataset, syntax: str, rows: int, columns: int, samples:
     if syntax in _JPEG_2000:
         return imagecodecs.jpeg2k_decode(frame)
     raise Excluded(Reason.TRANSFER_SYNTAX)
+
+
+def coded_size(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 code stream says it holds; None where it does not say."""
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # SIZ (ISO 15444-1 A.5.1), perhaps inside the boxes of a file
+    if start >= 0 and len(frame) >= start + 24:
+        width, height, left, top = struct.unpack_from(">4I", frame, start + 8)
+        return height - top, width - left
+    at = 2
+    while frame[:2] == b"\xff\xd8" and len(frame) >= at + 9 and frame[at] == 0xFF:  # ISO 10918-1 B.1.1.4
+        kind = frame[at + 1]
+        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)):  # a frame header, B.2.2
+            height, width = struct.unpack_from(">2H", frame, at + 5)
+            return height, width
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return None
 
 
 def _run_lengths(frame: bytes, rows: int, columns: int, samples: int, width: int) -> NDArray[Any]:

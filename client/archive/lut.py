@@ -34,8 +34,8 @@ def voi_candidates(dataset: Dataset) -> list[Step]:
     steps: list[Step] = []
     for item in dataset.get("VOILUTSequence") or []:
         table, first = read_table(item)
-        span = float(table.max() - table.min()) or 1.0
-        steps.append(lambda values, t=table, f=first, s=span: (_look_up(values, t, f) - t.min()) / s)  # type: ignore[misc]  # mypy cannot infer bound defaults
+        shown = table_onto_unit(table, int(item["LUTDescriptor"].value[2]))
+        steps.append(lambda values, t=shown, f=first: _look_up(values, t, f))  # type: ignore[misc]  # mypy cannot infer bound defaults
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     for centre, width in zip(_numbers(dataset.get("WindowCenter")), _numbers(dataset.get("WindowWidth")), strict=False):
         if np.isfinite(centre) and np.isfinite(width) and width >= (1 if function == "LINEAR" else 1e-9):
@@ -86,7 +86,22 @@ def read_table(item: Dataset) -> tuple[Floats, int]:
     return table[:count], first
 
 
+def table_onto_unit(table: Floats, bits: int) -> Floats:
+    """A VOI LUT's entries onto 0 to 1: its outputs run from 0 to 2^bits - 1 (C.11.2.1.1).
+
+    Where the entries exceed that, or reach less than half of it, the declared bits are taken for a mistake, as of those who write
+    12-bit entries and declare 16, and the entries' own range is used.
+    """
+    full = 2.0**bits - 1
+    if full / 2 <= float(table.max()) <= full:
+        return table / full
+    span = float(table.max() - table.min()) or 1.0
+    return (table - table.min()) / span
+
+
 def _look_up(values: Floats, table: Floats, first: int) -> Floats:
+    if first > 32767 and float(values.min()) < 0:
+        first -= 65536  # written unsigned in a picture of unsigned stored values whose rescaled values are signed
     found: Floats = table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)]
     return found
 

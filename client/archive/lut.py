@@ -94,9 +94,11 @@ def table_onto_unit(table: Floats, bits: int) -> Floats:
     """
     full = 2.0**bits - 1
     if full / 2 <= float(table.max()) <= full:
-        return table / full
-    span = float(table.max() - table.min()) or 1.0
-    return (table - table.min()) / span
+        bottom, span = 0.0, full
+    else:
+        bottom, span = float(table.min()), float(table.max() - table.min()) or 1.0
+    found: Floats = (table - bottom) / span
+    return found
 
 
 def _look_up(values: Floats, table: Floats, first: int) -> Floats:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import RLELossless
 
 from client.archive.decode import MOST_PIXELS, stored_values
 from client.archive.lut import Step, inverted, modality, percentile_window, voi_candidates
@@ -101,6 +102,8 @@ def square_pixels(dataset: Dataset, picture: Picture) -> Picture:
     if not 0.1 < stretch < 10 or abs(stretch - 1) < 0.01:
         return picture
     height, width = picture.shape
+    if picture.size * max(stretch, 1 / stretch) > MOST_PIXELS:
+        raise Excluded(Reason.TOO_LARGE)
     return (
         _resize(picture, round(height * stretch), width)
         if stretch > 1
@@ -120,10 +123,14 @@ def check_content(picture: Picture, minimum_size: int) -> None:
 
 
 def _display(dataset: Dataset, values: NDArray[Any]) -> Picture:
-    padding = _padding(dataset)
+    padding = _padding(dataset, signed=values.dtype.kind == "i")
+    rescale = modality(dataset)
+    stored: Step | None = None
     if values.dtype.itemsize > 2:
-        values = _to_16_bits(values)
-    return _through_table(values, modality(dataset), voi_candidates(dataset), invert=inverted(dataset), padding=padding)
+        values, stored = _in_16_bits(values)
+    return _through_table(
+        values, rescale, voi_candidates(dataset), invert=inverted(dataset), padding=padding, stored=stored
+    )
 
 
 def _through_table(
@@ -133,11 +140,13 @@ def _through_table(
     *,
     invert: bool,
     padding: tuple[int, int] | None = None,
+    stored: Step | None = None,
 ) -> Picture:
-    """Map every possible stored value once, then the picture through that table."""
+    """Map every possible stored value once, then the picture through that table; `stored` undoes a change of scale first."""
     width = 8 * values.dtype.itemsize
     keys = values.view(f"u{values.dtype.itemsize}")
     possible = np.arange(2**width, dtype=np.uint32).astype(keys.dtype).view(values.dtype).astype(np.float64)
+    possible = possible if stored is None else stored(possible)
     step = max(1, int((values.size / 250_000) ** 0.5))
     counts = np.bincount(keys[::step, ::step].ravel(), minlength=len(possible))
     if padding is not None:
@@ -167,19 +176,27 @@ def _shown(meant: NDArray[np.float64], counts: NDArray[Any], candidates: list[St
     return percentile_window(meant, counts)(meant)
 
 
-def _padding(dataset: Dataset) -> tuple[int, int] | None:
+def _padding(dataset: Dataset, *, signed: bool) -> tuple[int, int] | None:
     """(0028,0120) Pixel Padding Value and (0028,0121) Range Limit, in stored values (C.7.5.1.1.2)."""
     try:
         value = int(dataset["PixelPaddingValue"].value)
         limit = int(dataset["PixelPaddingRangeLimit"].value) if "PixelPaddingRangeLimit" in dataset else value
     except (KeyError, TypeError, ValueError):
         return None
+    whole = 1 << int(dataset.BitsAllocated)  # some write -2000 as the unsigned 63536, or the other way round
+    bottom = -whole // 2 if signed else 0
+    value, limit = ((number - bottom) % whole + bottom for number in (value, limit))
     return min(value, limit), max(value, limit)
 
 
-def _to_16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
-    low, high = float(values.min()), float(values.max())
-    return ((values.astype(np.float64) - low) / max(high - low, 1.0) * 65535).astype(np.uint16)
+def _in_16_bits(values: NDArray[Any]) -> tuple[NDArray[Any], Step | None]:
+    """Wider values in 16 bits, and what brings those back to the stored values, None where they are the same."""
+    low, high = int(values.min()), int(values.max())
+    for narrow in (np.uint16, np.int16):
+        if np.iinfo(narrow).min <= low and high <= np.iinfo(narrow).max:
+            return values.astype(narrow), None
+    scale = (high - low) / 65535
+    return np.rint((values - float(low)) / scale).astype(np.uint16), lambda found: found * scale + low
 
 
 def _grey(dataset: Dataset, values: NDArray[Any]) -> Picture:
@@ -190,7 +207,8 @@ def _grey(dataset: Dataset, values: NDArray[Any]) -> Picture:
         values = values >> (8 * (values.dtype.itemsize - 1))
     values = values.astype(np.uint8)
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
-    if photometric.startswith("YBR") and not dataset.file_meta.TransferSyntaxUID.is_compressed:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if photometric.startswith("YBR") and (not syntax.is_compressed or syntax == RLELossless):
         neutral = np.concatenate([values[..., :1], values[..., 1:].astype(np.int16) + values[..., :1] - 128], axis=2)
         return _grey_of(neutral[..., [1, 0, 2]])  # a chroma of 128 is no colour (C.7.6.3.1.2)
     return _grey_of(values)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+import zlib
 from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
 import pydicom
+import pydicom.filereader
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from client.archive.identity import age_years, years_between
 from client.archive.pixels import decode_image_file, fit, render
@@ -25,6 +28,7 @@ from cxrbase_model.plan import DataSpec
 
 _MIB = 1 << 20
 _LATERAL = ("LATERAL", "LAT", "L", "LL", "RL", "LLD", "RLD", "LAO", "RAO")
+_PIECE = 4096  # bytes of a deflated stream at a time, at most 4 MiB of data
 _IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 
 
@@ -94,13 +98,14 @@ def _prepare(job: Job) -> Prepared | Unread:
             _check_facts(about, job.settings.rules)
             picture = decode_image_file(data, job.settings.rules)
         else:
-            dataset = read_dicom(data)
+            dataset = read_dicom(data, job.settings.limits.file * _MIB)
             about = _with_facts(about_header(dataset, job.settings.patient), job.item.facts)
-            view = classify(dataset, job.settings.rules)
-            about = replace(about, view=view.value)
-            if not about.patient:
-                raise Excluded(Reason.NO_PATIENT)
-            picture = render(dataset, job.settings.rules)
+            rules = _rules_for(job.item.facts, job.settings.rules)
+            view = classify(dataset, rules)
+            if about.view == "unknown":
+                about = replace(about, view=view.value)
+            _check_facts(about, rules)
+            picture = render(dataset, rules)
         return _fitted(about, picture, job.settings.spec)
     except Excluded as excluded:
         return Prepared(about, reason=excluded.reason)
@@ -112,15 +117,40 @@ def _prepare(job: Job) -> Prepared | Unread:
         return Prepared(about, reason=Reason.UNREADABLE)
 
 
-def read_dicom(data: bytes) -> Dataset:
-    """A data set with or without preamble (PS3.10 7.1); Excluded(NOT_DICOM) where the bytes do not begin like one."""
+def read_dicom(data: bytes, limit: int) -> Dataset:
+    """A data set with or without preamble (PS3.10 7.1), inflated to at most `limit` bytes.
+
+    Excluded: NOT_DICOM where the bytes do not begin like one, TOO_LARGE beyond the limit, UNREADABLE where a deflated stream is cut off.
+    """
     if not begins_like_dicom(data):
         raise Excluded(Reason.NOT_DICOM)
+    _check_inflated_size(data, limit)
     dataset = pydicom.dcmread(BytesIO(data), force=True)
     if not len(dataset):  # cut off within its pixels, of which pydicom keeps nothing; the header is there all the same
         dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True)
         dataset.PixelData = b""
     return dataset
+
+
+def _check_inflated_size(data: bytes, limit: int) -> None:
+    """Inflate a deflated data set (PS3.5 A.5) piece by piece and keep none of it: a kilobyte may hold a megabyte of zeros."""
+    file = BytesIO(data)
+    pydicom.filereader.read_preamble(file, force=True)
+    meta = pydicom.filereader.read_dataset(
+        file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2
+    )
+    if str(meta.get("TransferSyntaxUID", "")) != DeflatedExplicitVRLittleEndian:
+        return
+    inflater, found = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    try:
+        while not inflater.eof and (piece := file.read(_PIECE)):
+            found += len(inflater.decompress(piece))
+            if found > limit:
+                raise Excluded(Reason.TOO_LARGE)
+    except zlib.error:
+        raise Excluded(Reason.UNREADABLE) from None
+    if not inflater.eof:
+        raise Excluded(Reason.UNREADABLE)
 
 
 def begins_like_dicom(data: bytes) -> bool:
@@ -153,8 +183,24 @@ def _with_facts(about: About, facts: Facts | None) -> About:
     return replace(about, **{name: text for name, text in told.items() if text}, age=about.age if age is None else age)
 
 
+def _rules_for(facts: Facts | None, rules: Rules) -> Rules:
+    """The rules for a DICOM file: one that a table of chest radiographs names need not say itself that it is one.
+
+    The RSNA challenge's files are secondary captures, VinDr-CXR's headers were blanked.
+    """
+    if facts is None or not facts.patient:
+        return rules
+    return replace(
+        rules,
+        unknown_modality=True,
+        unknown_body_part=True,
+        secondary_capture=True,
+        unknown_view=rules.unknown_view or bool(facts.view),
+    )
+
+
 def _check_facts(about: About, rules: Rules) -> None:
-    """What `classify` does for headers, for pictures of which only a CSV tells."""
+    """What `classify` does for headers, for what a CSV tells."""
     if not about.patient:
         raise Excluded(Reason.NO_PATIENT)
     if about.view in _LATERAL and not rules.lateral:

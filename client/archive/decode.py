@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
 
 from client.archive.reasons import Excluded, Reason
 
 MOST_PIXELS = 200_000_000  # a 43 x 43 cm detector at 0.05 mm has 74 million
 
+_PLAIN = {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"}
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 _JPEG_LOSSLESS = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 _JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 _JPEG_2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)}
+_PACKED = {_RLE} | _JPEG | _JPEG_LOSSLESS | _JPEG_LS | _JPEG_2000
 
 
 def stored_values(dataset: Dataset) -> NDArray[Any]:
@@ -34,7 +35,7 @@ def stored_values(dataset: Dataset) -> NDArray[Any]:
     """
     rows, columns, samples, allocated, stored, high = _description(dataset)
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
-    if syntax and UID(syntax).is_private is False and UID(syntax).is_transfer_syntax and UID(syntax).is_compressed:
+    if syntax not in _PLAIN:
         values = _decompress(dataset, syntax, rows, columns, samples, allocated)
     else:
         values = _uncompressed(dataset, rows * columns * samples * allocated // 8, allocated)
@@ -92,20 +93,27 @@ def _assume_syntax(dataset: Dataset) -> None:
 
 
 def _decompress(dataset: Dataset, syntax: str, rows: int, columns: int, samples: int, allocated: int) -> NDArray[Any]:
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if syntax == _RLE:
-        return _run_lengths(frame, rows, columns, samples, allocated // 8)
-    if (coded_size(frame) or (rows, columns)) != (rows, columns):
-        raise Excluded(Reason.UNREADABLE)  # before a decoder takes memory for a size that only the code stream claims
-    if syntax in _JPEG:
-        return imagecodecs.jpeg_decode(frame)
-    if syntax in _JPEG_LOSSLESS:
-        return imagecodecs.ljpeg_decode(frame) if samples == 1 else imagecodecs.jpeg_decode(frame)
+    if syntax not in _PACKED:
+        raise Excluded(Reason.TRANSFER_SYNTAX)
+    try:
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        if syntax == _RLE:
+            return _run_lengths(frame, rows, columns, samples, allocated // 8)
+        if (coded_size(frame) or (rows, columns)) != (rows, columns):
+            raise Excluded(Reason.UNREADABLE)  # before a decoder takes memory for a size that only its stream claims
+        return _decode(frame, syntax, samples)
+    except (RuntimeError, ValueError):  # what pydicom and imagecodecs raise for damage
+        raise Excluded(Reason.UNREADABLE) from None
+
+
+def _decode(frame: bytes, syntax: str, samples: int) -> NDArray[Any]:
+    if syntax in _JPEG_LOSSLESS and samples == 1:
+        return imagecodecs.ljpeg_decode(frame)
     if syntax in _JPEG_LS:
         return imagecodecs.jpegls_decode(frame)
     if syntax in _JPEG_2000:
         return imagecodecs.jpeg2k_decode(frame)
-    raise Excluded(Reason.TRANSFER_SYNTAX)
+    return imagecodecs.jpeg_decode(frame)
 
 
 def coded_size(frame: bytes) -> tuple[int, int] | None:

@@ -181,19 +181,20 @@ def predict(model: Classifier, batches: Iterable[Tensor], runtime: Runtime) -> T
 
 
 @torch.no_grad()
-def reconstruct(model: MaskedAutoencoder, images_BHW: Tensor, mask_ratio: float, seed: int) -> tuple[Tensor, Tensor]:
+def reconstruct(model: MaskedAutoencoder, images_BHW: Tensor, stage: PretrainStage, seed: int) -> tuple[Tensor, Tensor]:
     """What the model sees of uint8 pictures [B, H, W] and what it makes of them, both uint8 [B, H, W], on the CPU.
 
-    Predictions of normalised patches are given the brightness and contrast of the patches they stand for; visible patches
-    are shown as they are.
+    Where the stage's targets are normalised, predictions are given the brightness and contrast of the patches they stand for;
+    visible patches are shown as they are.
     """
     model.to("cpu").eval()
     images = normalise(images_BHW)
-    visible, hidden = model.random_masking(len(images), mask_ratio, generator(seed, "masks"))
+    visible, hidden = model.random_masking(len(images), stage.mask_ratio, generator(seed, "masks"))
     patches = model.patchify(images)
     prediction = model.forward_decoder(model.forward_encoder(patches, visible), visible, hidden)
     target = gather(patches, hidden)
-    prediction = prediction * (target.var(dim=2, keepdim=True) + 1e-6).sqrt() + target.mean(dim=2, keepdim=True)
+    if stage.normalize_targets:
+        prediction = prediction * (target.var(dim=2, keepdim=True) + 1e-6).sqrt() + target.mean(dim=2, keepdim=True)
     index = hidden[:, :, None].expand(-1, -1, patches.shape[2])
     masked = patches.scatter(1, index, torch.zeros_like(prediction))
     complete = patches.scatter(1, index, prediction)

@@ -57,5 +57,5 @@ def _reconstructions(store: RunStore, stage_name: str | None, pictures: NDArray[
     assert isinstance(stage, PretrainStage)  # the caller names a pretraining stage
     model = build_autoencoder(plan)
     load_state(model, store.stage_state(stage_name))
-    masked, complete = reconstruct(model, torch.from_numpy(pictures), stage.mask_ratio, plan.seed)
+    masked, complete = reconstruct(model, torch.from_numpy(pictures), stage, plan.seed)
     return list(zip(pictures, masked.numpy(), complete.numpy(), strict=True))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cxrbase_model.augment import MEAN
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.engine import (
     Progress,
@@ -161,8 +162,25 @@ def test_no_batches_is_an_error(small_plan: Plan) -> None:
 
 def test_a_reconstruction_keeps_what_was_seen(small_plan: Plan) -> None:
     model = build_autoencoder(small_plan)
-    masked, complete = reconstruct(model, pictures(2), 0.75, seed=0)
+    stage = replace(pretraining(small_plan), mask_ratio=0.75)
+    masked, complete = reconstruct(model, pictures(2), stage, seed=0)
     assert masked.dtype == complete.dtype == torch.uint8
     seen = (masked == pictures(2)).reshape(2, 4, 8, 4, 8).all(dim=4).all(dim=2)
     assert seen.sum().item() == 2 * 4
     assert bool((complete == pictures(2)).reshape(2, 4, 8, 4, 8).all(dim=4).all(dim=2)[seen].all())
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_reconstruction_is_in_the_units_of_the_stages_targets(small_plan: Plan, normalized: bool) -> None:
+    model = build_autoencoder(small_plan)
+    torch.nn.init.zeros_(model.predict.weight)  # predicts 0: the patch's own mean, or the mean of all radiographs
+    stage = replace(pretraining(small_plan), mask_ratio=0.75, normalize_targets=normalized)
+    images = pictures(2)
+    masked, complete = reconstruct(model, images, stage, seed=0)
+    tiles = [
+        each.reshape(2, 4, 8, 4, 8).permute(0, 1, 3, 2, 4).reshape(2, 16, 64).float()
+        for each in (images, masked, complete)
+    ]
+    hidden = ~(tiles[0] == tiles[1]).all(dim=2)
+    expected = tiles[0].mean(dim=2) if normalized else torch.full((2, 16), MEAN * 255)
+    torch.testing.assert_close(tiles[2].mean(dim=2)[hidden], expected[hidden], atol=1.0, rtol=0)

@@ -101,6 +101,8 @@ def _decompress(dataset: Dataset, syntax: str, rows: int, columns: int, samples:
             return _run_lengths(frame, rows, columns, samples, allocated // 8)
         if (coded_size(frame) or (rows, columns)) != (rows, columns):
             raise Excluded(Reason.UNREADABLE)  # before a decoder takes memory for a size that only its stream claims
+        if frame[:2] == b"\xff\xd8" and b"\xff\xd9" not in frame[-64:]:
+            raise Excluded(Reason.UNREADABLE)  # no end (ISO 10918-1 B.2): libjpeg would make the rest up
         return _decode(frame, syntax, samples)
     except (RuntimeError, ValueError):  # what pydicom and imagecodecs raise for damage
         raise Excluded(Reason.UNREADABLE) from None

@@ -240,9 +240,24 @@ def test_a_code_stream_that_claims_another_size_is_refused_before_memory_is_take
     assert peak < 4_000_000
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
+LOSSY = {
+    "jpeg-baseline": (JPEG + "50", lambda values: imagecodecs.jpeg_encode(values, level=90)),
+    "jpeg-ls-near-lossless": (JPEG + "81", lambda values: imagecodecs.jpegls_encode(values, level=2)),
+    "jpeg-2000-lossy": (JPEG + "91", lambda values: imagecodecs.jpeg2k_encode(values, codecformat="j2k", level=60)),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_lossy_code_streams_come_back_nearly(kind: str) -> None:
+    syntax, encode = LOSSY[kind]
+    values = field(8)
+    dataset = picture(encapsulate([encode(values.astype(np.uint8))]), 8, allocated=8, syntax=syntax)
+    assert np.abs(stored_values(dataset) - values).max() < 24  # of noise that such codes smooth
+
+
+@pytest.mark.parametrize("kind", LOSSLESS | LOSSY)
 def test_a_code_stream_cut_in_half_or_to_nothing_is_unreadable(kind: str) -> None:
-    syntax, encode = LOSSLESS[kind]
+    syntax, encode = (LOSSLESS | LOSSY)[kind]
     frame = encode(field(8).astype(np.uint8))
     for length in (0, 1, 3, len(frame) // 4, len(frame) // 2):
         dataset = picture(encapsulate([frame[:length] or b"\0"]), 8, allocated=8, syntax=syntax)

@@ -53,9 +53,7 @@ def describe_cache(cache: Cache, minimum_cell: int) -> dict[str, Any]:
         masks = {"positive": values >= 0.5, "negative": values < 0.5, "unknown": np.isnan(values)}
         findings[finding] = cells({name: int(mask.sum()) for name, mask in masks.items()}, minimum_cell)
     return {
-        "pictures": {
-            split: bucketed(len(cache.rows(split)), minimum_cell) for split in ("train", "validation", "test")
-        },
+        "pictures": cells({split: len(cache.rows(split)) for split in ("train", "validation", "test")}, minimum_cell),
         "patients": bucketed(len(np.unique(cache.patients)), minimum_cell),
         "findings": findings,
         "exclusions": {Reason(r).value: bucketed(count, minimum_cell) for r, count in sorted(cache.exclusions.items())},

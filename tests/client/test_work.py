@@ -120,3 +120,14 @@ def test_a_description_is_of_the_cache_and_in_buckets(site: Site, cache: Cache, 
     assert description["patients"] == 30
     assert description["exclusions"] == {"LATERAL": "<5", "NOT_CHEST": 7}
     assert description["kinds"] == ["pretrain", "finetune", "evaluate"]
+
+
+def test_a_small_split_cannot_be_had_from_the_others_and_the_totals(
+    site: Site, cache: Cache, task_for: Callable[..., Task]
+) -> None:
+    description = describe(task_for("describe"), replace(site, minimum_cell=10), cache).description
+    assert description is not None
+    told = description["pictures"]
+    assert told["train"] == 36
+    assert not isinstance(told["validation"], int)
+    assert not isinstance(told["test"], int), "60 pictures are told of in the findings, so 16 would give 8 away"

@@ -20,9 +20,9 @@ from cxrbase_model.plan import DataSpec
 
 Picture = NDArray[np.uint8]
 
-_MOST_CLIPPED = (
-    0.9  # a window that shows less than a tenth of the picture's pixels between its ends is not meant for it
-)
+# a window that shows less than a tenth of the picture's pixels between its ends, or them within so few levels of 256, is not meant for it
+_MOST_CLIPPED = 0.9
+_LEAST_CONTRAST = 24
 _GREY_TOLERANCE = 8  # lossy colour JPEG of a grey picture differs between channels by less
 
 
@@ -162,16 +162,12 @@ def _through_table(
 
 def _shown(meant: NDArray[np.float64], counts: NDArray[Any], candidates: list[Step]) -> NDArray[np.float64]:
     """The first candidate that shows the picture, or a window from its percentiles."""
-    total = max(1, counts.sum())
     for candidate in candidates:
         shown = np.clip(candidate(meant), 0, 1)
-        clipped = counts[(shown <= 0.002) | (shown >= 0.998)].sum() / total
-        spread = (
-            float(np.sqrt(np.average((shown - np.average(shown, weights=counts)) ** 2, weights=counts)))
-            if counts.any()
-            else 0
-        )
-        if clipped < _MOST_CLIPPED and spread > 0.03:
+        levels = np.bincount(np.rint(shown * 255).astype(np.intp), weights=counts, minlength=256)
+        share = np.cumsum(levels) / max(1, counts.sum())
+        darkest, brightest = np.searchsorted(share, (0.01, 0.99))  # a marker is no contrast
+        if levels[[0, 255]].sum() < _MOST_CLIPPED * counts.sum() and brightest - darkest >= _LEAST_CONTRAST:
             return shown
     return percentile_window(meant, counts)(meant)
 

@@ -118,6 +118,17 @@ def test_depths_and_signs(dcmtk: Callable[..., NDArray[np.uint8]], bits: int, si
     assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wi", "1"))
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_eight_bits_in_sixteen_and_signed_bytes(dcmtk: Callable[..., NDArray[np.uint8]], signed: bool) -> None:
+    values = radiograph(8, signed=signed)
+    window = {"WindowCenter": 0 if signed else 128, "WindowWidth": 200}
+    dataset = dicom(values, 8, **window)
+    assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wi", "1"))
+    if signed:
+        dataset = dicom(values.astype(np.int8), 8, **window)
+        assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wi", "1"))
+
+
 def test_values_that_lie_above_other_bits(dcmtk: Callable[..., NDArray[np.uint8]]) -> None:
     values = (radiograph(10) << 4) | np.uint16(0xC00F)  # overlay bits around ten stored bits
     dataset = dicom(values, 10, HighBit=13, WindowCenter=512, WindowWidth=1024)
@@ -161,6 +172,24 @@ def test_a_table_of_display_values(dcmtk: Callable[..., NDArray[np.uint8]]) -> N
     assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wl", "1"))
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_table_that_holds_part_of_the_values_and_of_the_levels(
+    dcmtk: Callable[..., NDArray[np.uint8]], photometric: str
+) -> None:
+    curve = np.rint(np.linspace(400, 3000, 3000))  # of 4095, so neither black nor white is shown
+    dataset = dicom(radiograph(12), 12, VOILUTSequence=[lut(curve, 500, 12)], PhotometricInterpretation=photometric)
+    assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wl", "1"))
+
+
+def test_a_table_of_bytes_below_zero(dcmtk: Callable[..., NDArray[np.uint8]]) -> None:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS", [2000, -1000, 8])
+    levels = np.rint((np.arange(2000) / 1999) ** 2 * 255).astype(np.uint8)
+    item.add_new("LUTData", "OW", levels.tobytes())  # two entries in each word
+    dataset = dicom(radiograph(12, signed=True), 12, VOILUTSequence=[item])
+    assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wl", "1"))
+
+
 def test_a_table_of_modality_values(dcmtk: Callable[..., NDArray[np.uint8]]) -> None:
     item = lut(np.rint((np.arange(3000) / 2999) ** 2 * 65535), 500, 16)
     item.ModalityLUTType = "US"
@@ -178,6 +207,15 @@ def test_an_inverse_presentation_shape_is_shown_the_other_way_round() -> None:
     )
     assert np.abs(255 - inverse.astype(int) - plain).max() <= 1
     np.testing.assert_array_equal(both, inverse)  # the two say the same thing, not the opposite of each other
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_an_inverse_presentation_shape_is_shown_as_dcmtk_shows_it(
+    dcmtk: Callable[..., NDArray[np.uint8]], photometric: str
+) -> None:
+    elements = {"PhotometricInterpretation": photometric, "PresentationLUTShape": "INVERSE"}
+    dataset = dicom(radiograph(12), 12, WindowCenter=1500, WindowWidth=2500, **elements)
+    assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wi", "1"))
 
 
 WINDOW = {8: {"WindowCenter": 128, "WindowWidth": 256}, 12: {"WindowCenter": 2048, "WindowWidth": 4096}}

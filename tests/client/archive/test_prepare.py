@@ -19,7 +19,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 from client.archive.prepare import Job, Prepared, Settings, prepare
 from client.archive.reasons import Reason
 from client.archive.select import Rules
-from client.archive.sources import Item
+from client.archive.sources import Facts, Item
 from client.site import Limits
 from cxrbase_model.plan import DataSpec
 
@@ -165,3 +165,39 @@ def test_a_percentile_window_stands_in_for_one_that_shows_nothing(
         done = outcome(write_radiograph(tmp_path / f"{number}.dcm", 1, **window).read_bytes())
         assert done.picture is not None, done.reason
         assert float(np.std(done.picture)) > 25
+
+
+SILENT = {"Modality": None, "BodyPartExamined": None, "ViewPosition": None, "StudyDescription": None, "PatientID": None}
+CAPTURE = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImageType": ["DERIVED", "SECONDARY"]}
+
+
+@pytest.mark.parametrize(
+    ("elements", "facts", "expected"),
+    [
+        (SILENT, Facts("7"), "unknown"),  # as VinDr-CXR's headers are
+        (CAPTURE, Facts("7"), "PA"),  # as the RSNA challenge's files are
+        (SILENT, Facts("7", view="AP"), "AP"),
+        ({}, Facts("7", view="AP"), "AP"),  # the table goes before the header
+        ({}, Facts("7", view="LATERAL"), Reason.LATERAL),
+        ({}, Facts("7", view="OTHER"), Reason.NOT_CHEST),
+        ({"Modality": "CT"}, Facts("7"), Reason.MODALITY),
+        ({"BodyPartExamined": "HAND"}, Facts("7"), Reason.NOT_CHEST),
+        (SILENT, Facts(""), Reason.MODALITY),  # the table does not name it
+        (CAPTURE, Facts(""), Reason.SECONDARY_CAPTURE),
+        (SILENT, None, Reason.MODALITY),
+        (CAPTURE, None, Reason.SECONDARY_CAPTURE),
+    ],
+)
+def test_a_file_that_a_table_names_need_not_say_itself_what_it_is(
+    elements: dict[str, Any],
+    facts: Facts | None,
+    expected: str | Reason,
+    write_radiograph: Radiograph,
+    tmp_path: Path,
+    spec: DataSpec,
+) -> None:
+    path = write_radiograph(tmp_path / "file.dcm", 1, **elements)
+    item = Item("file.dcm", path.stat().st_size, 1, path, facts=facts)
+    done = prepare(Job(item, Settings(spec, Rules(), Limits())))
+    assert isinstance(done, Prepared)
+    assert (done.reason or done.about.view) == expected

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.uid import ExplicitVRBigEndian
 
 Floats = NDArray[np.float64]
 Step = Callable[[Floats], Floats]
@@ -21,7 +22,7 @@ def modality(dataset: Dataset) -> Step:
     """Modality LUT (C.11.1.1): a table, or rescale slope and intercept; identity where neither is there."""
     sequence = dataset.get("ModalityLUTSequence")
     if sequence:
-        table, first = read_table(sequence[0])
+        table, first = read_table(sequence[0], byte_order(dataset))
         return lambda values: _look_up(values, table, first)
     slope, intercept = _number(dataset.get("RescaleSlope"), 1.0), _number(dataset.get("RescaleIntercept"), 0.0)
     if slope == 0:
@@ -33,7 +34,7 @@ def voi_candidates(dataset: Dataset) -> list[Step]:
     """The VOI transformations the header offers (C.11.2), LUTs before windows, each onto 0 to 1."""
     steps: list[Step] = []
     for item in dataset.get("VOILUTSequence") or []:
-        table, first = read_table(item)
+        table, first = read_table(item, byte_order(dataset))
         shown = table_onto_unit(table, int(item["LUTDescriptor"].value[2]))
         steps.append(lambda values, t=shown, f=first: _look_up(values, t, f))  # type: ignore[misc]  # mypy cannot infer bound defaults
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
@@ -69,12 +70,22 @@ def inverted(dataset: Dataset) -> bool:
     return photometric == "MONOCHROME1" or str(dataset.get("PresentationLUTShape") or "").strip().upper() == "INVERSE"
 
 
-def read_table(item: Dataset) -> tuple[Floats, int]:
+def byte_order(dataset: Dataset) -> str:
+    """The order of a file's words, < or >, as of LUT entries, which pydicom leaves as they are in the file."""
+    meta = getattr(dataset, "file_meta", None)
+    if meta is not None and "TransferSyntaxUID" in meta:
+        return ">" if meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
+    return ">" if dataset.original_encoding[1] is False else "<"
+
+
+def read_table(item: Dataset, order: str = "<") -> tuple[Floats, int]:
     """The entries of a LUT and the first value it maps (C.11.1.1.1); ValueError where the descriptor does not fit the data."""
     count, first, bits = (int(value) for value in item["LUTDescriptor"].value)
     count = count or 65536
     data = item["LUTData"].value
     if isinstance(data, bytes):
+        if order == ">" and item["LUTData"].VR == "OW":
+            data = np.frombuffer(data, ">u2").astype("<u2").tobytes()
         table = np.frombuffer(data, np.uint8 if len(data) == count else "<u2").astype(np.float64)
     else:
         table = np.atleast_1d(np.asarray(data, dtype=np.float64))

@@ -190,6 +190,20 @@ def test_a_table_of_bytes_below_zero(dcmtk: Callable[..., NDArray[np.uint8]]) ->
     assert_same_picture(render(dataset, SMALL), dcmtk(dataset, "+Wl", "1"))
 
 
+@pytest.mark.parametrize("bits", [8, 12])
+def test_tables_of_big_endian_files(bits: int, tmp_path: Path, dcmtk: Callable[..., NDArray[np.uint8]]) -> None:
+    levels = np.rint((np.arange(4096) / 4095) ** 0.6 * (2**bits - 1))
+    item = lut(levels, 0, bits)
+    if bits == 8:
+        item.LUTData = levels.astype(np.uint8).tobytes()
+    dicom(radiograph(12), 12, VOILUTSequence=[item]).save_as(tmp_path / "plain.dcm", enforce_file_format=True)
+    arguments = [tool("dcmconv"), "+tb", str(tmp_path / "plain.dcm"), str(tmp_path / "big.dcm")]
+    assert subprocess.run(arguments, check=False, capture_output=True, timeout=30).returncode == 0
+    dataset = pydicom.dcmread(tmp_path / "big.dcm")
+    assert dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    assert_same_picture(render(dataset, SMALL), dcmtk(tmp_path / "big.dcm", "+Wl", "1"))
+
+
 def test_a_table_of_modality_values(dcmtk: Callable[..., NDArray[np.uint8]]) -> None:
     item = lut(np.rint((np.arange(3000) / 2999) ** 2 * 65535), 500, 16)
     item.ModalityLUTType = "US"

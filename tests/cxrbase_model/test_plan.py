@@ -73,7 +73,7 @@ def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         (lambda m: m["stages"][0].update(mask_ratio=1.0), "stages[0].mask_ratio: expected 0.05 to 0.98, found 1.0"),
         (
             lambda m: m["stages"][0].update(optimizer={"learning": 1}),
-            "stages[0].optimizer.learning: unknown key; known keys: lr, weight_decay, beta2, warmup, min_lr, clip_grad",
+            "stages[0].optimizer.learning: unknown key; known keys: lr, weight_decay, beta2, warmup, min_lr, clip_grad, state",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -65,15 +66,51 @@ def connection_handlers(timeout: float) -> list[evt.EventHandlerType]:
     the PACS acknowledged at once.
 
     pynetdicom leaves a socket open whose other end was closed first, so each is closed here as well.
+
+    And it loses answers, see `Checkpoint`.
     """
 
     def on_open(event: evt.Event) -> None:
         connection = event.assoc.dul.socket.socket  # type: ignore[union-attr]  # open connections have a socket
         connection.settimeout(timeout)  # type: ignore[union-attr]
+        event.assoc._reactor_checkpoint = Checkpoint(event.assoc)
         event.assoc.bind(evt.EVT_CONN_CLOSE, lambda _: connection.close())  # type: ignore[union-attr]
         _be_prompt(event)
 
     return [(evt.EVT_CONN_OPEN, on_open), (evt.EVT_DATA_SENT, _be_prompt)]
+
+
+class Checkpoint(threading.Event):
+    """Where an association's own thread, the reactor, waits while another one sends a request and reads the answers.
+
+    In pynetdicom 3.0 the reactor says that it is paused before it waits, also where nobody asked it to and the wait ends
+    at once. Who asks just then takes it for paused while it goes on and takes an answer from the queue, which is lost:
+    a picture that is not listed, or the end of a request that never comes (pydicom/pynetdicom issue 875; seen once in
+    a dozen listings on a busy machine). Here whoever calls `clear` goes on when the reactor does wait, or has ended.
+    """
+
+    def __init__(self, reactor: threading.Thread) -> None:
+        super().__init__()
+        self.set()
+        self._reactor, self._parked, self._passing = reactor, threading.Event(), threading.Lock()
+
+    def clear(self) -> None:
+        """Stop the reactor, and come back when it stands still."""
+        with self._passing:
+            super().clear()
+        if threading.current_thread() is not self._reactor:
+            while self._reactor.is_alive() and not self._parked.wait(0.01):
+                continue
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """What the reactor does in each of its turns; `timeout` is what `threading.Event` wants and is not used."""
+        self._parked.set()
+        while True:
+            super().wait()
+            with self._passing:
+                if self.is_set():
+                    self._parked.clear()
+                    return True
 
 
 def _be_prompt(event: evt.Event) -> None:

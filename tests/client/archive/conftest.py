@@ -115,6 +115,10 @@ def make_site(tmp_path: Path) -> Callable[..., Site]:
 
     def make(**settings: Any) -> Site:
         (tmp_path / "dicom").mkdir(exist_ok=True)
+        private = settings.get("private", tmp_path / "private")
+        private.mkdir(mode=0o700, exist_ok=True)
+        if not (private / "secret.key").exists():  # else each run of the tests would split the patients anew
+            (private / "secret.key").write_text("1f" * 32)
         defaults = {
             "schema": 1, "site": "test-site", "archive": DicomArchive(path=tmp_path / "dicom"), "private": tmp_path / "private",
             "compute": Compute(workers=1), "limits": Limits(seconds=20, memory=1024),

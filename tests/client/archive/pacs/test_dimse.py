@@ -14,7 +14,7 @@ import pytest
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 
-from client.archive.pacs.association import STORAGE_CLASSES, TRANSFER_SYNTAXES, connection_handlers
+from client.archive.pacs.association import STORAGE_CLASSES, TRANSFER_SYNTAXES, Checkpoint, connection_handlers
 from client.archive.pacs.deliveries import NOT_AUTHORISED, Receiver
 from client.archive.pacs.link import Failure
 from client.archive.sources import SourceLost
@@ -289,3 +289,30 @@ class _Relay:
             for end in (source, sink):
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_reactor_stands_still_once_it_was_told_to_wait() -> None:
+    inside, ended = threading.Event(), threading.Event()
+
+    def turns() -> None:  # as pynetdicom's, which says that it is paused before each wait
+        while not ended.is_set():
+            reactor.paused = True
+            checkpoint.wait()
+            reactor.paused = False
+            inside.set()
+            time.sleep(0.0002)
+            inside.clear()
+
+    reactor: Any = threading.Thread(target=turns)
+    checkpoint = Checkpoint(reactor)
+    reactor.start()
+    for _ in range(300):
+        checkpoint.clear()
+        assert reactor.paused
+        assert not inside.is_set()
+        time.sleep(0.0005)
+        assert not inside.is_set()
+        checkpoint.set()
+    ended.set()
+    reactor.join()
+    checkpoint.clear()  # comes back although nobody waits any more

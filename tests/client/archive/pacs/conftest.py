@@ -1,98 +1,30 @@
-"""A real PACS (Orthanc) on loopback, filled with made-up radiographs, and what the tests ask of it."""
+"""The PACS of these tests, our settings for it, and what they ask of it."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
-import shutil
-import socket
 import ssl
-import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pydicom
 import pytest
-import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from pydicom.dataset import Dataset, FileMetaDataset
 
 from client.archive.identity import Secret
 from client.archive.pacs.settings import DicomwebArchive, DimseArchive, Tls
 from client.archive.pacs.source import PacsSource
-from client.archive.sources import Item
-
-ROOT = "1.2.826.0.1.3680043.10.998"
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-USER, PASSWORD = "reader", "not-a-secret"
-CLASSES = {"CR": "1.2.840.10008.5.1.4.1.1.1", "DX": "1.2.840.10008.5.1.4.1.1.1.1", "CT": "1.2.840.10008.5.1.4.1.1.2"}
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """One series that the PACS is filled with."""
-
-    study: int
-    date: str
-    modality: str = "CR"
-    body_part: str | None = "CHEST"
-    count: int = 1
-    series: int = 1
-    packed: bool = False  # stored as RLE
-
-    def uids(self) -> set[str]:
-        """SOP Instance UIDs."""
-        return {f"{ROOT}.{self.study}.{self.series}.{number}" for number in range(1, self.count + 1)}
-
-
-CONTENT = (
-    Pictures(1, "20190105"),
-    Pictures(2, "20190105"),
-    Pictures(3, "20190105", "DX", count=3),
-    Pictures(4, "20190107", "DX"),
-    Pictures(5, "20190301", body_part="LUNG THORAX"),
-    Pictures(6, "20190302", body_part=None),
-    Pictures(7, "20190815", packed=True),
-    Pictures(8, "20200101", count=2),
-    Pictures(9, "20200102"),
-    Pictures(20, "20190105", "DX", body_part="HAND"),
-    Pictures(21, "20190301", "CT", count=2),
-    Pictures(22, "20200102", "CT"),
-    Pictures(3, "20190105", "CT", count=2, series=2),
-    Pictures(8, "20200101", body_part="HAND", series=2),
+from tests.client.archive.pacs.faulty import Proxy
+from tests.client.archive.pacs.orthanc import (
+    PASSWORD,
+    USER,
+    Content,
+    Pacs,
+    TlsPacs,
+    fill,
+    make_certificates,
+    run_orthanc,
 )
-
-
-class Content:
-    """What the PACS was filled with, for tests to compare with."""
-
-    root = ROOT
-    texts = (ROOT, "ACCNUM0", "Planted", "PATID-")  # identifiers, none of which may be told
-
-    def wanted(self, *studies: int) -> set[str]:
-        """SOP Instance UIDs of the chest radiographs of some studies, or of all."""
-        kept = (each for each in CONTENT if each.modality != "CT" and each.body_part != "HAND")
-        return {uid for each in kept if each.study in studies or not studies for uid in each.uids()}
-
-    def accession(self, study: int) -> str:
-        """Accession number of a study."""
-        return f"ACCNUM{study:04}"
-
-    def uid_of(self, item: Item) -> str:
-        """The SOP Instance UID in a fetched file."""
-        return str(pydicom.dcmread(BytesIO(item.read(1 << 24)), stop_before_pixels=True).SOPInstanceUID)
 
 
 @pytest.fixture
@@ -101,44 +33,19 @@ def content() -> Content:
     return Content()
 
 
-@dataclass(frozen=True)
-class Pacs:
-    """A running Orthanc; `deliver` is the port it delivers to."""
-
-    web: str
-    port: int
-    deliver: int
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pacs]:
     """An Orthanc with CONTENT; skips where Orthanc is not installed."""
-    with contextmanager(_orthanc)(tmp_path_factory.mktemp("orthanc"), {}) as running:
-        _fill(running)
+    with contextmanager(run_orthanc)(tmp_path_factory.mktemp("orthanc"), {}) as running:
+        fill(running)
         yield running
-
-
-@dataclass(frozen=True)
-class TlsPacs:
-    """A running Orthanc that wants TLS with certificates on both sides, and ours."""
-
-    pacs: Pacs
-    folder: Path  # of the certificates
-    tls: Tls
 
 
 @pytest.fixture(scope="session")
 def tls_pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsPacs]:
     """An Orthanc with CONTENT that is hard to get at: its DIMSE wants TLS, and answers end after four results."""
     folder = tmp_path_factory.mktemp("orthanc-tls")
-    ca = _certificates(folder)
+    ca = make_certificates(folder)
     settings = {
         "LimitFindResults": 4,
         "DicomTlsEnabled": True,
@@ -147,155 +54,9 @@ def tls_pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsPacs]:
         "DicomTlsTrustedCertificates": str(ca),
         "DicomTlsRemoteCertificateRequired": True,
     }
-    with contextmanager(_orthanc)(folder, settings) as running:
-        _fill(running)
+    with contextmanager(run_orthanc)(folder, settings) as running:
+        fill(running)
         yield TlsPacs(running, folder, Tls(ca=ca, certificate=folder / "client.pem", key=folder / "client.key"))
-
-
-def _fill(pacs: Pacs) -> None:
-    with requests.Session() as session:
-        session.trust_env, session.auth = False, (USER, PASSWORD)
-        for data in _files():
-            session.post(f"{pacs.web.removesuffix('/dicom-web')}/instances", data=data, timeout=10).raise_for_status()
-
-
-def _orthanc(folder: Path, more: dict[str, Any]) -> Iterator[Pacs]:
-    program = shutil.which("Orthanc")
-    if program is None or not PLUGIN.exists():
-        pytest.skip("Orthanc is not installed (Debian packages orthanc and orthanc-dicomweb)")
-    http, dicom, deliver = free_port(), free_port(), free_port()
-    tls = bool(more)
-    here = {"Host": "127.0.0.1", "Port": deliver, "UseDicomTls": tls}
-    settings: dict[str, Any] = {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "Plugins": [str(PLUGIN)],
-        "HttpPort": http,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {USER: PASSWORD},
-        "DicomPort": dicom,
-        "DicomAet": "ANSWERS",
-        "DicomCheckCalledAet": True,
-        "DicomModalitiesInDatabase": False,
-        "DicomModalities": {
-            "ours": here | {"AET": "CXRBASE"},
-            "ours-too": here | {"AET": "CXRMOVE", "LocalAet": "DELIVERS"},
-        },
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings | more))
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
-    try:
-        _wait_for(dicom, process, folder)
-        _wait_for(http, process, folder)
-        yield Pacs(f"http://localhost:{http}/dicom-web", dicom, deliver)
-    finally:
-        process.kill()  # its storage is temporary, and ending in peace takes it seconds
-        process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.fail(f"Orthanc did not start: {(folder / 'log.txt').read_text()[-2000:]}")
-
-
-def _files() -> Iterator[bytes]:
-    rng = np.random.default_rng(1)
-    for pictures in CONTENT:
-        for number in range(1, pictures.count + 1):
-            yield _file(pictures, number, rng.integers(0, 4096, (64, 48)).astype(np.uint16))
-
-
-def _file(pictures: Pictures, number: int, pixels: np.ndarray[Any, Any]) -> bytes:
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    values: dict[str, Any] = {
-        "SOPClassUID": CLASSES[pictures.modality],
-        "SOPInstanceUID": f"{ROOT}.{pictures.study}.{pictures.series}.{number}",
-        "SeriesInstanceUID": f"{ROOT}.{pictures.study}.{pictures.series}",
-        "StudyInstanceUID": f"{ROOT}.{pictures.study}",
-        "PatientID": f"PATID-{pictures.study // 2}",
-        "PatientName": f"Planted^Name{pictures.study // 2}",
-        "PatientSex": "F",
-        "StudyDate": pictures.date,
-        "StudyTime": f"08{pictures.study:02}00",
-        "AccessionNumber": Content().accession(pictures.study),
-        "StudyID": "",
-        "SeriesNumber": pictures.series,
-        "InstanceNumber": number,
-        "Modality": pictures.modality,
-        "ViewPosition": "PA",
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": 64,
-        "Columns": 48,
-        "BitsAllocated": 16,
-        "BitsStored": 12,
-        "HighBit": 11,
-        "PixelRepresentation": 0,
-        "PixelData": pixels.tobytes(),
-    }
-    for keyword, value in values.items():
-        setattr(dataset, keyword, value)
-    if pictures.body_part is not None:
-        dataset.BodyPartExamined = pictures.body_part
-    if pictures.packed:
-        dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
-    buffer = BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def _certificates(folder: Path) -> Path:
-    """An authority, and a certificate for the PACS and one for us; gives the authority's."""
-    authority = ec.generate_private_key(ec.SECP256R1())
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test Authority")])
-    _certificate(folder / "ca.pem", issuer, authority, issuer, authority)
-    for name in ("server", "client"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        _certificate(
-            folder / f"{name}.pem", x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, issuer, authority
-        )
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{name}.key").write_bytes(private)
-    return folder / "ca.pem"
-
-
-def _certificate(
-    path: Path,
-    subject: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name,
-    signer: ec.EllipticCurvePrivateKey,
-) -> None:
-    today = datetime.datetime.now(datetime.UTC)
-    is_authority = subject == issuer
-    names = [x509.DNSName("localhost")]
-    builder = x509.CertificateBuilder(
-        issuer,
-        subject,
-        key.public_key(),
-        x509.random_serial_number(),
-        today - datetime.timedelta(days=1),
-        today + datetime.timedelta(days=30),
-    )
-    builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-    )
-    path.write_bytes(builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
 
 @pytest.fixture
@@ -358,55 +119,6 @@ def fetched(content: Content) -> Callable[[PacsSource], list[str]]:
         return sorted(uids)
 
     return run
-
-
-class Proxy:
-    """An HTTP server that passes GET requests on to a PACS, with faults.
-
-    `faults` says for each path what goes wrong: "503", "cut" in the middle of the answer, "hang", "nonsense", or None.
-    """
-
-    def __init__(self, target: str, context: ssl.SSLContext | None) -> None:
-        self.paths: list[str] = []
-        self.faults: Callable[[str], str | None] = lambda path: None
-        proxy, (origin, root) = self, target.rsplit("/", 1)
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # the name http.server calls
-                proxy.paths.append(self.path)
-                fault = proxy.faults(self.path)
-                if fault == "hang":
-                    time.sleep(2)
-                    return
-                if fault in ("503", "nonsense"):
-                    self._answer(503 if fault == "503" else 200, "text/html", b"<html>")
-                    return
-                with requests.Session() as session:
-                    session.trust_env = False
-                    headers = {name: self.headers[name] for name in ("Accept", "Authorization") if name in self.headers}
-                    answer = session.get(origin + self.path, headers=headers, timeout=10)
-                self._answer(answer.status_code, answer.headers.get("Content-Type", ""), answer.content, fault == "cut")
-
-            def _answer(self, status: int, kind: str, body: bytes, cut: bool = False) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"http{'s' if context else ''}://localhost:{self._server.server_port}/{root}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
-from client.archive.ingest import ingest
+from bench.ingest import ingest
+from client.archive.ingest import ingest as make_cache
 from client.dataset import Cache
 from client.site import read_site
 from cxrbase_model.plan import DataSpec
@@ -34,7 +35,7 @@ def cache() -> dict[str, float]:
         files = _write_pictures(folder)
         spec = DataSpec(image_size=_SMALL, findings=("No Finding",))
         site = read_site(folder / "SITE.yaml")
-        ingest(site, spec)
+        make_cache(site, spec)
         store = Cache.open(site.cache_folder)
         rows = np.random.default_rng(0).permutation(len(store.labels))
         if len(rows) != _PICTURES:
@@ -70,7 +71,7 @@ def fold() -> dict[str, float]:
     return {"seconds": ours, "seconds_plain": plain, "ratio": plain / ours, "megabytes_of_an_update": size / 1e6}
 
 
-PARTS: dict[str, Callable[[], dict[str, float]]] = {"cache": cache, "fold": fold}
+PARTS: dict[str, Callable[[], dict[str, float]]] = {"cache": cache, "fold": fold, "ingest": ingest}
 
 
 def main() -> int:

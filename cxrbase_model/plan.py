@@ -32,7 +32,7 @@ class DataSpec:
     aspect: str = knob(
         "pad",
         choices=("pad", "crop", "shortest", "stretch"),
-        why="pad to a square, crop the centre square, keep the shortest side (crop while training), or stretch",
+        why="pad to a square; crop the centre square and resize it; resize the shortest side and crop; or stretch",
     )
     remove_borders: bool = knob(False, why="cut away black collimation borders before resizing")
     validation: float = knob(0.1, low=0.0, high=0.5, why="share of the patients kept for choosing the model")

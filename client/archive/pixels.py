@@ -60,7 +60,11 @@ def decode_image_file(data: bytes, rules: Rules | None = None) -> Picture:
 
 
 def fit(picture: Picture, spec: DataSpec) -> Picture:
-    """The picture at the plan's size, uint8 [S, S] (or [S, >=S] and the like for `shortest`), antialiased."""
+    """The picture at the plan's size, uint8 [S, S], antialiased.
+
+    `crop` and `shortest` show the same field, cut before the resize or after it: a cache holds squares alone, so what
+    lies beyond the square is not kept for crops at training time.
+    """
     if spec.remove_borders:
         picture = without_borders(picture)
     height, width = picture.shape

@@ -110,7 +110,6 @@ def test_worker_counts_and_file_names_do_not_change_a_cache(
     caches = []
     for workers in (1, 2):
         site = make_site(private=tmp_path / f"private{workers}", compute=Compute(workers=workers))
-        site.private.mkdir()
         (site.private / "secret.key").write_text("5" * 64)
         ingest(site, spec)
         caches.append(contents(Cache.open(site.cache_folder)))
@@ -125,7 +124,6 @@ def test_another_secret_gives_other_keys_and_another_order(
     orders = []
     for secret in ("5" * 64, "6" * 64):
         site = make_site(private=tmp_path / secret[:2])
-        site.private.mkdir()
         (site.private / "secret.key").write_text(secret)
         ingest(site, spec)
         orders.append(contents(Cache.open(site.cache_folder))[0])
@@ -153,7 +151,6 @@ def test_new_changed_and_removed_files_are_noticed(
     assert (summary.new, summary.used) == (2, 8)
     assert listed(site)["P2/study4/IM.dcm"] == Reason.GONE
     whole = make_site(private=tmp_path / "fresh")
-    whole.private.mkdir()
     (whole.private / "secret.key").write_bytes((site.private / "secret.key").read_bytes())
     ingest(whole, spec)
     assert contents(Cache.open(site.cache_folder)) == contents(Cache.open(whole.cache_folder))
@@ -178,7 +175,6 @@ def test_an_interrupted_ingest_goes_on_and_gives_the_same(
     secret = "7" * 64
     whole, broken = make_site(private=tmp_path / "whole"), make_site(private=tmp_path / "broken")
     for site in (whole, broken):
-        site.private.mkdir()
         (site.private / "secret.key").write_text(secret)
     ingest(whole, spec)
 

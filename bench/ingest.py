@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_voi_lut, pixel_array
-from pydicom.uid import RLELossless
+from pydicom.pixels.processing import apply_voi_lut
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless
 
 from client.archive.decode import stored_values
 from client.archive.prepare import Job, Prepared, Settings, prepare
@@ -34,10 +36,10 @@ _ROOT = "1.2.826.0.1.3680043.10.997"
 _FILES, _TURNS, _PER_WORKER = 3, 3, 24
 _SETTINGS = Settings(DataSpec(image_size=SIZE, findings=("No Finding",)), Rules(), Limits(seconds=60, memory=2048))
 
-Encode = Callable[[NDArray[np.uint16]], bytes]
+Encode = Callable[[NDArray[np.uint16]], Any]  # to bytes or a bytearray
 
 
-def _eight(encode: Callable[[NDArray[np.uint8]], bytes]) -> Encode:
+def _eight(encode: Encode) -> Encode:
     return lambda values: encode((values >> 4).astype(np.uint8))
 
 
@@ -102,12 +104,12 @@ def write_files(folder: Path, name: str, count: int = _FILES) -> list[Path]:
         if encode is not None:
             dataset.PixelData = encapsulate([encode(values)])
         elif syntax == RLELossless:
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
             dataset.PixelData = values.tobytes()
             dataset.compress(RLELossless, generate_instance_uid=False)
         else:
             dataset.PixelData = values.astype(">u2" if name == "big_endian" else "<u2").tobytes()
-        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
         dataset["PixelData"].VR = "OW" if encode is None and syntax != RLELossless else "OB"
         dataset.save_as(paths[-1], enforce_file_format=True)
     return paths
@@ -115,7 +117,7 @@ def write_files(folder: Path, name: str, count: int = _FILES) -> list[Path]:
 
 def _header(uid: str, bits: int, *, little_endian: bool) -> FileDataset:
     meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CR_STORAGE, uid
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(CR_STORAGE), UID(uid)
     dataset = FileDataset(
         "",
         pydicom.Dataset(),

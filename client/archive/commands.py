@@ -151,6 +151,7 @@ def _print_summary(site: Site, summary: Summary) -> None:
             f"[yellow]{count} studies or pictures could not be had ({code}); the next ingest tries again.[/yellow]"
         )
     console.print(f"Every file and why it was left out: {site.private / 'exclusions.csv'}")
+    console.print(f"Pictures and distributions to look at: {site.private / 'ingest.html'}")
 
 
 def _print_labels(summary: Summary) -> None:

@@ -19,6 +19,7 @@ from client.archive.identity import KEY_BYTES, SPLITS, Secret
 from client.archive.labelbook import LabelBook
 from client.archive.manifest import Entry, Manifest
 from client.archive.reasons import Reason
+from client.archive.review import Review, page
 from client.site import Site
 from cxrbase_model.labels import prevalence
 from cxrbase_model.plan import DataSpec
@@ -65,7 +66,9 @@ def finish(
     shape = (spec.image_size, spec.image_size)
     write_cache(site.cache_folder, spec, shape, [shard for _, shard in shards], table, excluded)
     write_private(site.private / "exclusions.csv", _exclusions(manifest))
-    return _summary(table, spec, excluded, unmatched)
+    summary = _summary(table, spec, excluded, unmatched)
+    write_private(site.private / "ingest.html", _review(site, spec, manifest, used, labels, summary).encode())
+    return summary
 
 
 def recorded_spec(manifest: Manifest) -> DataSpec | None:
@@ -157,6 +160,30 @@ def _exclusions(manifest: Manifest) -> bytes:
     writer.writerow(["file", "reason", "meaning"])
     writer.writerows([name, reason, Reason(reason).description] for name, reason in manifest.excluded())
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _review(
+    site: Site, spec: DataSpec, manifest: Manifest, used: list[Entry], labels: NDArray[np.float32], summary: Summary
+) -> str:
+    def picture_of(entry: Entry) -> NDArray[np.uint8]:
+        path = site.cache_folder / shard_name(entry.shard or 0)
+        (picture,) = _pictures(path, [(entry.name, entry.slot or 0)], spec.image_size)
+        return picture.reshape(spec.image_size, spec.image_size)
+
+    review = Review(
+        site=site.site,
+        side=spec.image_size,
+        used=used,
+        labels=labels,
+        findings=summary.findings,
+        splits=summary.splits,
+        patients=summary.patients,
+        labelled=summary.labelled,
+        unmatched=summary.unmatched,
+        excluded=summary.excluded,
+        left_out=manifest.excluded(),
+    )
+    return page(review, picture_of)
 
 
 def _summary(table: Table, spec: DataSpec, excluded: dict[str, int], unmatched: int) -> Summary:

@@ -44,9 +44,7 @@ def forget(site: Site, patient: str) -> Forgotten:
             with manifest.transaction():
                 manifest.forget(key)
                 manifest.remove(entry.name for entry in entries)
-            (site.private / "ingest.html").unlink(
-                missing_ok=True
-            )  # may show the patient; the next ingest writes it anew
+            (site.private / "ingest.html").unlink(missing_ok=True)  # may show the patient
             forget_moments(site.private)
             if spec := recorded_spec(manifest):
                 finish(site, spec, manifest, secret)

@@ -289,3 +289,40 @@ def test_two_ingests_of_a_site_at_once_are_refused(archive: Path, make_site: Mak
             ingest(site, spec)
 
     assert ingest(site, spec, progress=second).used == 8
+
+
+def test_the_review_page_shows_what_was_used_and_left_out(archive: Path, make_site: MakeSite, spec: DataSpec) -> None:
+    site = make_site()
+    summary = ingest(site, spec)
+    path = site.private / "ingest.html"
+    text = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert text.count("data:image/png;base64,") == summary.used == 8
+    assert all(f"<td>{reason}</td>" in text for reason in summary.excluded)
+    assert "lateral.dcm" in text
+    assert "cr-fujifilm, 8 pictures" in text
+    assert "40-49" in text
+    outside = text.replace("data:image/png", "").replace("http-equiv", "")
+    assert not any(fetched in outside for fetched in ("http:", "https:", 'src="/', "@import", "<script"))
+
+
+def test_the_review_page_escapes_what_files_are_called(
+    tmp_path: Path, make_site: MakeSite, spec: DataSpec, write_radiograph: Radiograph
+) -> None:
+    write_radiograph(tmp_path / "dicom" / "<script>alert(1).dcm", 1, Modality="CT")
+    write_radiograph(tmp_path / "dicom" / "x.dcm", 2, ManufacturerModelName="<b>bold", Manufacturer="x")
+    site = make_site()
+    ingest(site, spec)
+    text = (site.private / "ingest.html").read_text()
+    assert "<script>" not in text
+    assert "<b>bold" not in text
+    assert "&lt;script&gt;alert(1).dcm" in text
+
+
+def test_an_ingest_that_uses_nothing_says_so_on_its_page(
+    tmp_path: Path, make_site: MakeSite, spec: DataSpec, write_radiograph: Radiograph
+) -> None:
+    write_radiograph(tmp_path / "dicom" / "ct.dcm", 1, Modality="CT")
+    site = make_site()
+    ingest(site, spec)
+    assert "Nothing is used." in (site.private / "ingest.html").read_text()

@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pydicom.pixels.processing import apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless
 
+from bench.timing import fastest
 from client.archive.decode import stored_values
 from client.archive.prepare import Job, Prepared, Settings, prepare
 from client.archive.select import Rules
@@ -75,8 +77,8 @@ def ingest() -> dict[str, float]:
         for name, paths in files.items():
             ours, plain = [], []
             for _ in range(_TURNS):  # in turns, so that what slows the machine for a while slows both
-                ours.append(_seconds(_prepare_all, paths))
-                plain.append(_seconds(_plain_all, paths))
+                ours.append(fastest(partial(_prepare_all, paths), 1))
+                plain.append(fastest(partial(_plain_all, paths), 1))
             found[f"{name}_per_second"] = len(paths) / min(ours)
             found[name] = min(plain) / min(ours)
         found["least_ratio"] = min(found[name] for name in SYNTAXES)
@@ -181,9 +183,3 @@ def _pooled(paths: Sequence[Path], workers: int) -> float:
         for job, result in pool.run(jobs * turns):
             _check(job, result)
         return (time.perf_counter() - started) / (len(jobs) * turns)
-
-
-def _seconds(action: Callable[[Sequence[Path]], None], paths: Sequence[Path]) -> float:
-    started = time.perf_counter()
-    action(paths)
-    return time.perf_counter() - started

@@ -1,6 +1,6 @@
 """From an encoded picture to stored values: every transfer syntax that meets chest radiography (PS3.5 Annex A).
 
-Compressed syntaxes go to imagecodecs (BSD; libjpeg-turbo, CharLS, OpenJPEG), uncompressed ones to numpy by way of pydicom.
+Compressed syntaxes go to imagecodecs (BSD; libjpeg-turbo, CharLS, OpenJPEG, OpenJPH), uncompressed ones to numpy by way of pydicom.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _RLE = "1.2.840.10008.1.2.5"
 _JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 _JPEG_LOSSLESS = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 _JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
-_JPEG_2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)}
-_PACKED = {_RLE} | _JPEG | _JPEG_LOSSLESS | _JPEG_LS | _JPEG_2000
+_JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
+_HTJ2K = {f"1.2.840.10008.1.2.4.{n}" for n in (201, 202, 203)}
+_PACKED = {_RLE} | _JPEG | _JPEG_LOSSLESS | _JPEG_LS | _JPEG_2000 | _HTJ2K
 
 
 def stored_values(dataset: Dataset) -> NDArray[Any]:
@@ -101,8 +102,8 @@ def _decompress(dataset: Dataset, syntax: str, rows: int, columns: int, samples:
             return _run_lengths(frame, rows, columns, samples, allocated // 8)
         if (coded_size(frame) or (rows, columns)) != (rows, columns):
             raise Excluded(Reason.UNREADABLE)  # before a decoder takes memory for a size that only its stream claims
-        if frame[:2] == b"\xff\xd8" and b"\xff\xd9" not in frame[-64:]:
-            raise Excluded(Reason.UNREADABLE)  # no end (ISO 10918-1 B.2): libjpeg would make the rest up
+        if (frame[:2] == b"\xff\xd8" or syntax in _HTJ2K) and b"\xff\xd9" not in frame[-64:]:
+            raise Excluded(Reason.UNREADABLE)  # no end (ISO 10918-1 B.2, 15444-1 A.4.4): the rest would be made up
         return _decode(frame, syntax, samples)
     except (RuntimeError, ValueError):  # what pydicom and imagecodecs raise for damage
         raise Excluded(Reason.UNREADABLE) from None
@@ -113,6 +114,8 @@ def _decode(frame: bytes, syntax: str, samples: int) -> NDArray[Any]:
         return imagecodecs.ljpeg_decode(frame)
     if syntax in _JPEG_LS:
         return imagecodecs.jpegls_decode(frame)
+    if syntax in _HTJ2K:
+        return imagecodecs.htj2k_decode(frame)
     if syntax in _JPEG_2000:
         return imagecodecs.jpeg2k_decode(frame)
     return imagecodecs.jpeg_decode(frame)

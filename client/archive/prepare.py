@@ -16,6 +16,7 @@ import pydicom
 import pydicom.filereader
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from client.archive.identity import age_years, years_between
@@ -28,7 +29,6 @@ from cxrbase_model.plan import DataSpec
 
 _MIB = 1 << 20
 _LATERAL = ("LATERAL", "LAT", "L", "LL", "RL", "LLD", "RLD", "LAO", "RAO")
-_PIECE = 4096  # bytes of a deflated stream at a time, at most 4 MiB of data
 _IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 
 
@@ -124,33 +124,34 @@ def read_dicom(data: bytes, limit: int) -> Dataset:
     """
     if not begins_like_dicom(data):
         raise Excluded(Reason.NOT_DICOM)
-    _check_inflated_size(data, limit)
-    dataset = pydicom.dcmread(BytesIO(data), force=True)
+    dataset = _deflated(data, limit) or pydicom.dcmread(BytesIO(data), force=True)
     if not len(dataset):  # cut off within its pixels, of which pydicom keeps nothing; the header is there all the same
         dataset = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True)
         dataset.PixelData = b""
     return dataset
 
 
-def _check_inflated_size(data: bytes, limit: int) -> None:
-    """Inflate a deflated data set (PS3.5 A.5) piece by piece and keep none of it: a kilobyte may hold a megabyte of zeros."""
+def _deflated(data: bytes, limit: int) -> Dataset | None:
+    """A data set that is deflated as a whole (PS3.5 A.5), None for any other; a kilobyte may hold a megabyte of zeros."""
     file = BytesIO(data)
-    pydicom.filereader.read_preamble(file, force=True)
+    preamble = pydicom.filereader.read_preamble(file, force=True)
     meta = pydicom.filereader.read_dataset(
         file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2
     )
     if str(meta.get("TransferSyntaxUID", "")) != DeflatedExplicitVRLittleEndian:
-        return
-    inflater, found = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        return None
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        while not inflater.eof and (piece := file.read(_PIECE)):
-            found += len(inflater.decompress(piece))
-            if found > limit:
-                raise Excluded(Reason.TOO_LARGE)
+        inflated = inflater.decompress(file.read(), limit + 1)
     except zlib.error:
         raise Excluded(Reason.UNREADABLE) from None
+    if len(inflated) > limit:
+        raise Excluded(Reason.TOO_LARGE)
     if not inflater.eof:
         raise Excluded(Reason.UNREADABLE)
+    plain = BytesIO(inflated)
+    dataset = pydicom.filereader.read_dataset(plain, is_implicit_VR=False, is_little_endian=True)
+    return FileDataset(plain, dataset, preamble, FileMetaDataset(meta), is_implicit_VR=False, is_little_endian=True)
 
 
 def begins_like_dicom(data: bytes) -> bool:

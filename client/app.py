@@ -17,7 +17,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.dataset import Cache, CacheError
-from client.policy import Refused, check_plan
+from client.policy import Refused, check_plan, check_policy
 from client.release import refusal
 from client.site import Site, read_site
 from client.work import describe, evaluate, train
@@ -35,7 +35,8 @@ _LOG_BYTES = 1 << 20
 def answer(task: Task, site: Site) -> Reply:
     """Do a task and return what may leave; every failure becomes a code."""
     try:
-        reply = _perform(task, site)
+        check_policy(check_plan(task), task, site)
+        reply = perform(task, site)
         log.info("round %d: %s done, %d bytes of update leave", task.round, task.kind, len(reply.update))
         return reply
     except Refused as refused:
@@ -54,7 +55,8 @@ def answer(task: Task, site: Site) -> Reply:
     return refusal(site.site, task, code)
 
 
-def _perform(task: Task, site: Site) -> Reply:
+def perform(task: Task, site: Site) -> Reply:
+    """Do a task that the hospital's policy allows; Refused with the code where it cannot be done."""
     cache = Cache.open(site.cache_folder)
     if task.kind == "describe":
         return describe(task, site, cache)

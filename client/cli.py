@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from client import commands as training
 from client.archive import commands as archive
 from client.archive.cache import CacheError
 from client.archive.ingest import IngestStopped
@@ -26,6 +27,8 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
     archive.add_verify,
     archive.add_audit,
     archive.add_forget,
+    training.add_plans,
+    training.add_rehearse,
 )
 
 

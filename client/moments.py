@@ -55,6 +55,10 @@ class Moments:
         for stage in stages[_STAGES_KEPT:]:
             shutil.rmtree(stage, ignore_errors=True)
 
+    def drop(self) -> None:
+        """Remove the moments of the stage."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06}.safetensors"
 

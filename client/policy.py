@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 
+from client.approval import Approvals
+from client.site import Site
 from cxrbase_model.codec import CodecError, unpack
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, plan_from_text
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.state import State, digest
+
+log = logging.getLogger("cxrbase.client")
 
 
 class Refused(Exception):
@@ -58,3 +64,44 @@ def check_task(task: Task) -> Work:
     if digest(state) != task.state_digest:
         raise Refused(Code.STATE_DIGEST)
     return Work(plan, stage, model_stage, state)
+
+
+def check_policy(plan: Plan, task: Task, site: Site, now: time.struct_time | None = None) -> None:
+    """Refused where the hospital's policy does not allow the task; why is written to its own log and does not leave.
+
+    now: local time, the present if None.
+    """
+    if why := objection(plan, task.stage, site, now):
+        log.warning("round %d: %s", task.round, why)
+        raise Refused(Code.POLICY)
+    if site.policy.plans == "ask" and not Approvals(site.private).approved(plan):
+        Approvals(site.private).ask(plan)
+        log.warning(
+            "round %d: plan %s is not approved; look at it with cxrbase-client plans SITE.yaml", task.round, plan.digest
+        )
+        raise Refused(Code.APPROVAL)
+
+
+def objection(plan: Plan, stage_name: str, site: Site, now: time.struct_time | None = None) -> str:
+    """What the policy has against a stage of a plan, empty where nothing; an unknown stage is a question about the plan."""
+    policy, moment = site.policy, now or time.localtime()
+    if policy.plans == "list" and plan.digest not in policy.digests:
+        return f"policy.digests does not list plan {plan.digest}"
+    stage = next((each for each in plan.stages if each.name == stage_name), None)
+    if stage is None:
+        return ""
+    if stage.kind not in policy.stages:
+        return f"policy.stages does not allow {stage.kind}"
+    if not isinstance(stage, EvaluateStage) and stage.local_epochs > policy.local_epochs:
+        return f"policy.local_epochs allows {policy.local_epochs:g}, stage {stage.name} wants {stage.local_epochs:g}"
+    if not policy.open_at(moment.tm_hour, moment.tm_min):
+        return f"policy.hours does not allow {moment.tm_hour:02}:{moment.tm_min:02}"
+    return ""
+
+
+def check_size(work: Work, site: Site) -> None:
+    """Refused where the model is larger than the policy allows."""
+    parameters = sum(tensor.numel() for tensor in work.state.values())
+    if parameters > site.policy.parameters:
+        log.warning("policy.parameters allows %d, the model has %d", site.policy.parameters, parameters)
+        raise Refused(Code.POLICY)

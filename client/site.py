@@ -16,6 +16,9 @@ from cxrbase_model.settings import SettingsError, knob, load_yaml, read
 
 SCHEMA = 1
 
+KINDS = ("pretrain", "finetune", "evaluate")
+
+_SPAN = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -149,6 +152,50 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """What the hospital lets a training do, whoever asks; what is outside is refused before a picture is read."""
+
+    stages: tuple[str, ...] = knob(KINDS, why=f"kinds of stages that may run here, of {', '.join(KINDS)}")
+    local_epochs: float = knob(1000.0, unit="epochs", low=0.001, high=1000, why="most passes over the pictures a round")
+    parameters: int = knob(
+        1_000_000_000, unit="parameters", low=1, high=1 << 40, why="largest model that may be trained here"
+    )
+    hours: tuple[str, ...] = knob(
+        (), why='local times of day at which tasks may begin, such as "19:00-07:00"; none given means any'
+    )
+    plans: str = knob(
+        "ask",
+        choices=("ask", "list", "any"),
+        why="which plans may run: those approved with cxrbase-client plans, those of digests below, or any",
+    )
+    digests: tuple[str, ...] = knob((), why="digests of plans that may run, where plans is list")
+
+    def __post_init__(self) -> None:
+        for kind in self.stages:
+            if kind not in KINDS:
+                raise SettingsError(f"policy.stages: expected of {', '.join(KINDS)}, found {kind!r}")
+        for span in self.hours:
+            _minutes(span)
+
+    def open_at(self, hour: int, minute: int) -> bool:
+        """Whether tasks may begin at this time of day; a span such as 19:00-07:00 goes over midnight."""
+        now = 60 * hour + minute
+        spans = [_minutes(span) for span in self.hours]
+        return not spans or any(
+            start <= now < end if start <= end else now >= start or now < end for start, end in spans
+        )
+
+
+def _minutes(span: str) -> tuple[int, int]:
+    """Both ends of a span of the day, minutes after midnight."""
+    found = _SPAN.fullmatch(span)
+    if found is None:
+        raise SettingsError(f'policy.hours: expected spans such as "19:00-07:00", found {span!r}')
+    hours, minutes, end_hours, end_minutes = (int(number) for number in found.groups())
+    return 60 * hours + minutes, 60 * end_hours + end_minutes
+
+
+@dataclass(frozen=True)
 class Site:
     """A hospital's own settings; see the module's docstring."""
 
@@ -163,6 +210,7 @@ class Site:
     minimum_cell: int = knob(5, low=1, high=1000, why="smallest count that may leave; smaller ones are put in a bucket")
     compute: Compute = knob(factory=Compute, why="what a training may use")
     limits: Limits = knob(factory=Limits, why="what one file may cost")
+    policy: Policy = knob(factory=Policy, why="what a training may do here")
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.site):

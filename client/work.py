@@ -13,7 +13,7 @@ from torch import Tensor
 
 from client.dataset import Cache, batches
 from client.moments import Moments
-from client.policy import Refused, Work, check_plan, check_task
+from client.policy import Refused, Work, check_plan, check_size, check_task
 from client.release import description, evaluated, trained
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
@@ -38,7 +38,7 @@ def describe(task: Task, site: Site, cache: Cache) -> Reply:
 
 def train(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
     """One round of local training from the global weights; the update is what it changed."""
-    work = _open(task, cache)
+    work = _open(task, site, cache)
     if isinstance(work.stage, PretrainStage):
         return _pretrain(task, work, work.stage, site, cache, runtime)
     if isinstance(work.stage, FinetuneStage):
@@ -49,7 +49,7 @@ def train(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
 def evaluate(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
     """AUROC and its relatives of the global classifier on this hospital's held-out patients."""
     started = time.monotonic()
-    work = _open(task, cache)
+    work = _open(task, site, cache)
     if not isinstance(work.stage, EvaluateStage) or not isinstance(work.model_stage, FinetuneStage):
         raise Refused(Code.TASK_UNKNOWN)
     rows = labelled(cache, cache.rows(work.stage.split))
@@ -88,8 +88,9 @@ def positive_weights(labels_NC: NDArray[np.float32], cap: float) -> Tensor:
     return torch.from_numpy(np.clip(negatives / np.maximum(positives, 1), 1.0, cap).astype(np.float32))
 
 
-def _open(task: Task, cache: Cache) -> Work:
+def _open(task: Task, site: Site, cache: Cache) -> Work:
     work = check_task(task)
+    check_size(work, site)
     if cache.spec != work.plan.data:
         raise Refused(Code.CACHE_MISMATCH)
     return work

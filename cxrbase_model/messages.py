@@ -32,6 +32,7 @@ class Code(StrEnum):
     NO_LABELS = "NO_LABELS"
     TASK_UNKNOWN = "TASK_UNKNOWN"
     POLICY = "POLICY"
+    APPROVAL = "APPROVAL"
     DIVERGED = "DIVERGED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     FAILED = "FAILED"
@@ -59,6 +60,7 @@ MEANING: dict[Code, str] = {
     Code.NO_LABELS: "the hospital has no labelled pictures for the task; it can still take part in pretraining",
     Code.TASK_UNKNOWN: "the task names a stage or kind that the plan does not have",
     Code.POLICY: "the hospital's policy does not allow the task",
+    Code.APPROVAL: "the hospital has not approved the plan yet; it was told how to",
     Code.DIVERGED: "the local loss was not finite; the update was not released",
     Code.OUT_OF_MEMORY: "the hospital's device ran out of memory",
     Code.FAILED: "the task failed in the hospital; its own log says why",

@@ -69,6 +69,7 @@ def site(tmp_path: Path, plan: Plan) -> Site:
         "site": "riverside",
         "archive": {"kind": "dicom", "path": "dicom"},
         "compute": {"device": "cpu"},
+        "policy": {"plans": "any"},
     }
     (home / "SITE.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return read_site(home / "SITE.yaml")

@@ -1,0 +1,147 @@
+"""The sub-commands about training: which plans may run here, and a rehearsal of one; what they print is for the hospital's own eyes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from client.approval import Approvals
+from client.site import read_site
+from cxrbase_model.messages import MEANING, Reply
+from cxrbase_model.plan import EvaluateStage, Plan, Stage, read_plan, timeline
+from cxrbase_model.settings import SettingsError
+
+if TYPE_CHECKING:
+    from client.rehearsal import Rehearsed
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def add_plans(commands: Any) -> None:
+    """`plans SITE.yaml [--approve PLAN | --revoke PLAN]`."""
+    parser = commands.add_parser(
+        "plans",
+        help="see which training plans were asked for, approve them or take that back",
+        description="With policy.plans: ask, the default, a plan runs here once it was approved. A plan is named by its digest, "
+        "of which the first eight characters do, or by its file.",
+    )
+    parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--approve", metavar="PLAN", help="let this plan run: a digest that was asked for, or a file")
+    choice.add_argument("--revoke", metavar="PLAN", help="let this plan not run any more")
+    parser.set_defaults(run=_plans)
+
+
+def add_rehearse(commands: Any) -> None:
+    """`rehearse SITE.yaml --plan PLAN.yaml`."""
+    parser = commands.add_parser(
+        "rehearse",
+        help="run one round of a plan on the own cache and device, with nothing sent",
+        description="Run the first round of each stage on the own cache and device and show the time, the memory and everything that "
+        "would leave. Nothing is sent and nothing is kept.",
+    )
+    parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
+    parser.add_argument("--plan", type=Path, required=True, metavar="PLAN.yaml", help="the training plan")
+    parser.set_defaults(run=_rehearse)
+
+
+def _plans(arguments: argparse.Namespace) -> int:
+    site = read_site(arguments.site)
+    approvals = Approvals(site.private)
+    if arguments.approve:
+        plan = _named(arguments.approve, approvals.plans("asked"))
+        approvals.approve(plan)
+        console.print(f"{site.site}: plan {plan.name} ({plan.digest[:12]}) may run.")
+    elif arguments.revoke:
+        plan = _named(arguments.revoke, approvals.plans("approved"))
+        approvals.revoke(plan)
+        console.print(f"{site.site}: plan {plan.name} ({plan.digest[:12]}) may not run any more.")
+    else:
+        _list_plans(approvals)
+    if site.policy.plans != "ask":
+        console.print(f"[yellow]policy.plans is {site.policy.plans}, so approvals are not asked for.[/yellow]")
+    return 0
+
+
+def _named(name: str, known: list[Plan]) -> Plan:
+    """The plan that a digest, its beginning or a file names."""
+    if Path(name).is_file():
+        return read_plan(Path(name))
+    found = [plan for plan in known if len(name) >= 8 and plan.digest.startswith(name)]
+    if len(found) != 1:
+        digests = ", ".join(plan.digest[:12] for plan in known) or "none"
+        raise SettingsError(f"PLAN: expected a plan file, or 8 or more characters of one of {digests}; found {name!r}")
+    return found[0]
+
+
+def _list_plans(approvals: Approvals) -> None:
+    table = Table("plan", "digest", "", "stages", box=None, padding=(0, 1))
+    for kind, state in (("approved", "[green]approved[/green]"), ("asked", "[yellow]waits for approval[/yellow]")):
+        for plan in approvals.plans(kind):
+            table.add_row(plan.name, plan.digest[:12], state, "; ".join(_told(stage) for stage in plan.stages))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("No plan was asked for or approved yet.")
+
+
+def _told(stage: Stage) -> str:
+    if isinstance(stage, EvaluateStage):
+        return f"{stage.name}: evaluate on {stage.split}"
+    return f"{stage.name}: {stage.kind}, {stage.rounds} rounds of {stage.local_epochs:g} epochs"
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from client.rehearsal import (
+        rehearse,
+    )  # imported here: Flower and timm take seconds that other commands need not wait
+
+    site, plan = read_site(arguments.site), read_plan(arguments.plan)
+    console.print(f"[bold]{site.site}[/bold] rehearses {plan.name} ({plan.digest[:12]}); nothing is sent.")
+    passed, hours = True, 0.0
+    rounds = {stage.name: sum(step.stage.name == stage.name for step in timeline(plan)) for stage in plan.stages}
+    for done in rehearse(plan, site):
+        passed = passed and done.code is None and not done.objection
+        hours += done.seconds * rounds[done.stage.name] / 3600
+        _print_rehearsed(done, rounds[done.stage.name])
+    console.print(
+        f"All {len(timeline(plan))} rounds take this machine about {_duration(hours * 3600)}, without the network."
+    )
+    return 0 if passed else 1
+
+
+def _print_rehearsed(done: Rehearsed, rounds: int) -> None:
+    console.print(f"\n[bold]{done.stage.name}[/bold] ({done.stage.kind}), one of {rounds} rounds")
+    if done.objection:
+        console.print(f"  [red]would be refused[/red]: {done.objection}")
+    if done.code is not None or done.reply is None:
+        meaning = f": {MEANING[done.code]}" if done.code else ""
+        console.print(f"  [red]cannot be done[/red]: {done.code}{meaning}")
+        return
+    console.print(f"  {_duration(done.seconds)}, {done.memory / 1e9:.2f} GB at most")
+    for name, value in leaves(done.reply).items():
+        console.print(f"  leaves: {name} = {value}", markup=False)
+
+
+def leaves(reply: Reply) -> dict[str, str]:
+    """Every field of a reply that holds anything, as text; the update by its size."""
+    fields = {name: value for name, value in vars(reply).items() if value not in (None, b"", "", 0, {})}
+    return {
+        name: f"{len(value)} bytes"
+        if isinstance(value, bytes)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value, default=str)
+        for name, value in fields.items()
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

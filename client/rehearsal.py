@@ -1,0 +1,91 @@
+"""One round of each stage of a plan on the hospital's own cache and device, with nothing sent."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from client.app import perform
+from client.moments import Moments
+from client.policy import Refused, objection
+from client.site import Site
+from cxrbase_model.classifier import build_classifier
+from cxrbase_model.codec import pack
+from cxrbase_model.mae import build_autoencoder
+from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, Stage, plan_to_text
+from cxrbase_model.state import digest, state_of
+
+_RUN = "rehearsal"
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """How one round of a stage went: what would leave, seconds, the device's peak memory, and the policy's objection, if any.
+
+    reply: None where the hospital cannot do the task, with the code that would leave instead. memory: bytes, of the GPU
+    where there is one, else of the process since it started.
+    """
+
+    stage: Stage
+    reply: Reply | None
+    code: Code | None
+    seconds: float
+    memory: int
+    objection: str
+
+
+def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
+    """The first round of each stage from weights that nobody has trained; policy does not stop it, and it leaves no trace."""
+    for stage in plan.stages:
+        task = _task(plan, stage)
+        if task is None:
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        started = time.monotonic()
+        reply, code = None, None
+        try:
+            reply = perform(task, site)
+        except Refused as refused:
+            code = refused.code
+        finally:
+            Moments(site.private, task).drop()
+        yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
+
+
+def _task(plan: Plan, stage: Stage) -> Task | None:
+    model_stage = stage
+    if isinstance(stage, EvaluateStage):
+        earlier = [each for each in plan.stages if isinstance(each, FinetuneStage)]
+        if not earlier:
+            return None
+        model_stage = next((each for each in earlier if each.name in stage.of), earlier[0])
+    if isinstance(model_stage, FinetuneStage):
+        state = state_of(build_classifier(plan, model_stage))
+    else:
+        state = state_of(build_autoencoder(plan))
+    return Task(
+        stage.kind,
+        _RUN,
+        1,
+        stage.name,
+        1,
+        model_stage.name,
+        plan_to_text(plan),
+        plan.digest,
+        digest(state),
+        pack(state),
+    )
+
+
+def _memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from client.approval import Approvals
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from client.rehearsal import Rehearsed
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def add_check(commands: Any) -> None:
+    """`check SITE.yaml [--plan PLAN.yaml]`."""
+    parser = commands.add_parser(
+        "check",
+        help="see whether this machine is ready for a training, and what to do where it is not",
+        description="Look at settings, rights, archive, cache, labels, disk and device and, with a plan, at whether it fits the cache and "
+        "the policy. Nothing is changed.",
+    )
+    parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
+    parser.add_argument("--plan", type=Path, metavar="PLAN.yaml", help="the training plan")
+    parser.set_defaults(run=_check)
 
 
 def add_plans(commands: Any) -> None:
@@ -48,6 +62,22 @@ def add_rehearse(commands: Any) -> None:
     parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
     parser.add_argument("--plan", type=Path, required=True, metavar="PLAN.yaml", help="the training plan")
     parser.set_defaults(run=_rehearse)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from client.preflight import preflight  # imported here: torch takes a second that other commands need not wait
+
+    site = read_site(arguments.site)
+    plan = read_plan(arguments.plan) if arguments.plan else None
+    passed = True
+    for item in preflight(site, plan):
+        passed = passed and item.passed
+        mark = "[green]ok[/green]   " if item.passed else "[red]WRONG[/red]"
+        console.print(f"{mark} {item.name}: {escape(item.text)}")
+        if not item.passed:
+            console.print(f"      {escape(item.remedy)}")
+    console.print(f"{site.site}: ready." if passed else f"{site.site}: not ready; see what is WRONG above.")
+    return 0 if passed else 1
 
 
 def _plans(arguments: argparse.Namespace) -> int:

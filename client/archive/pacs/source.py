@@ -82,6 +82,12 @@ class PacsSource:
         """Whether fetched pictures can be read; the PACS itself is only asked by `items` and `fetch`."""
         return self._spool.is_dir()
 
+    def ask(self) -> None:
+        """Ask once whether the PACS answers and lets us in; SourceLost, naming the setting, where it does not."""
+        with self._told():
+            self._link().check()
+        self._hang_up()
+
     def items(self) -> Iterator[Item]:
         """Every picture that the settings ask for; SourceLost, naming the setting, where the PACS cannot be asked."""
         with self._told():

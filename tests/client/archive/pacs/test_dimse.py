@@ -316,3 +316,9 @@ def test_a_reactor_stands_still_once_it_was_told_to_wait() -> None:
     ended.set()
     reactor.join()
     checkpoint.clear()  # comes back although nobody waits any more
+
+
+def test_the_preflight_asks_a_pacs(dimse, open_pacs) -> None:
+    open_pacs(dimse()).ask()
+    with pytest.raises(SourceLost, match=r"archive\.remote_ae: the PACS is not called NOBODY"):
+        open_pacs(dimse(remote_ae="NOBODY")).ask()

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.approval import Approvals
+from client.membership import join
 from client.site import read_site
 from cxrbase_model.messages import MEANING, Reply
 from cxrbase_model.plan import EvaluateStage, Plan, Stage, read_plan, timeline
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
     from client.rehearsal import Rehearsed
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def add_join(commands: Any) -> None:
+    """`join KIT.yaml SITE.yaml`."""
+    parser = commands.add_parser(
+        "join",
+        help="join a consortium with the kit it has given: make the own key, of which only the public half leaves",
+        description="Make this hospital's key and keep it with the consortium's certificate in the private folder. Doing it again "
+        "changes nothing.",
+    )
+    parser.add_argument("kit", type=Path, metavar="KIT.yaml", help="the kit from the operator")
+    parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
+    parser.add_argument("--replace", action="store_true", help="make a new key, or trust a new authority")
+    parser.set_defaults(run=_join)
 
 
 def add_check(commands: Any) -> None:
@@ -62,6 +77,17 @@ def add_rehearse(commands: Any) -> None:
     parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
     parser.add_argument("--plan", type=Path, required=True, metavar="PLAN.yaml", help="the training plan")
     parser.set_defaults(run=_rehearse)
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    site = read_site(arguments.site)
+    member = join(site, arguments.kit, replace=arguments.replace)
+    console.print(f"{site.site} can join {member.kit.consortium} at {member.kit.address} port {member.kit.port}.")
+    console.print("1. Compare the authority's fingerprint with the operator's, by telephone:")
+    console.print(f"   {member.fingerprint}")
+    console.print(f"2. Send the operator this file: {member.public_key}")
+    console.print(f"The key itself stays in {member.key}; it leaves this machine in no case.")
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

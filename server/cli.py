@@ -7,16 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cryptography import x509
 from rich.console import Console
 from rich.table import Table
 
 from cxrbase_model.plan import read_plan, timeline
 from cxrbase_model.settings import SettingsError
+from server.authority import days_left
+from server.consortium import read_consortium
+from server.enrolment import enrol, enrolled, kit, kit_file, provision, revoke
 from server.finish import finish
 from server.report import summary_text
 from server.store import RunStore, StoreError
 
 EXIT_OK, EXIT_USAGE = 0, 2
+
+_WARN_DAYS = 30  # before a certificate ends
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -39,6 +45,22 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="check a plan and show its rounds and digest")
     plan.add_argument("plan", type=Path, metavar="PLAN.yaml", help="for example configs/plans/demo.yaml")
     plan.set_defaults(run=_plan)
+    setup = commands.add_parser(
+        "provision", help="make the consortium's authority, its server's certificate, and a kit for each hospital"
+    )
+    setup.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
+    setup.add_argument("--renew", action="store_true", help="make a new server certificate")
+    setup.set_defaults(run=_provision)
+    enrolment = commands.add_parser("enrol", help="take in the public key that a hospital has sent")
+    enrolment.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
+    enrolment.add_argument("hospital", metavar="HOSPITAL", help="the hospital's name")
+    enrolment.add_argument("key", type=Path, metavar="KEY.pub", help="the file that cxrbase-client join has made")
+    enrolment.add_argument("--replace", action="store_true", help="let it take the place of another key")
+    enrolment.set_defaults(run=_enrol)
+    revocation = commands.add_parser("revoke", help="take a hospital's key out of the enrolled ones")
+    revocation.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
+    revocation.add_argument("hospital", metavar="HOSPITAL", help="the hospital's name")
+    revocation.set_defaults(run=_revoke)
     status = commands.add_parser("status", help="how far a run is")
     status.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     status.set_defaults(run=_status)
@@ -59,6 +81,41 @@ def _plan(arguments: argparse.Namespace) -> int:
     console.print(f"{plan.name}: {len(timeline(plan))} rounds, {', '.join(plan.data.findings)}")
     console.print(table)
     console.print(f"digest {plan.digest}")
+    return EXIT_OK
+
+
+def _provision(arguments: argparse.Namespace) -> int:
+    consortium = read_consortium(arguments.consortium)
+    authority = provision(consortium, renew=arguments.renew)
+    keys, width = enrolled(consortium), max(map(len, consortium.hospitals))
+    for hospital in consortium.hospitals:
+        state = "enrolled" if hospital in keys else "not yet enrolled; its kit to send is"
+        console.print(
+            f"{hospital:{width}}  {state} {'' if hospital in keys else kit_file(consortium, hospital)}".rstrip()
+        )
+    console.print(f"authority: {_validity(authority.certificate())}, fingerprint to tell by telephone:")
+    console.print(f"  {kit(consortium, consortium.hospitals[0]).fingerprint}")
+    console.print(f"server:    {_validity(authority.server_certificate())}")
+    return EXIT_OK
+
+
+def _validity(certificate: x509.Certificate) -> str:
+    left = days_left(certificate)
+    told = f"valid until {certificate.not_valid_after_utc:%Y-%m-%d}, {left} days"
+    return f"[red]{told}[/red]; run provision --renew" if left < _WARN_DAYS else told
+
+
+def _enrol(arguments: argparse.Namespace) -> int:
+    consortium = read_consortium(arguments.consortium)
+    enrol(consortium, arguments.hospital, arguments.key, replace=arguments.replace)
+    missing = [hospital for hospital in consortium.hospitals if hospital not in enrolled(consortium)]
+    console.print(f"{arguments.hospital}: enrolled. Not yet: {', '.join(missing) or 'none'}.")
+    return EXIT_OK
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    revoke(read_consortium(arguments.consortium), arguments.hospital)
+    console.print(f"{arguments.hospital}: its key is not enrolled any more.")
     return EXIT_OK
 
 

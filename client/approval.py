@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.archive.files import private_folder, write_private
+from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.plan import Plan, plan_from_text, plan_to_text
 from cxrbase_model.settings import SettingsError
 

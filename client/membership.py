@@ -8,8 +8,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.archive.files import private_folder, write_private
 from client.site import Site
+from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.kit import Kit
 from cxrbase_model.settings import SettingsError, load_yaml, read
 

@@ -10,8 +10,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from client.archive.files import private_folder, write_private
 from cxrbase_model.codec import CodecError, pack, unpack
+from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.messages import Task
 from cxrbase_model.state import State
 

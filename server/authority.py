@@ -5,10 +5,8 @@ The authority's key signs server certificates and nothing else: hospitals are to
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import ipaddress
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cxrbase_model.files import write_private
 from cxrbase_model.settings import SettingsError
 
 _CLOCKS = datetime.timedelta(hours=1)  # that clocks may differ
@@ -41,8 +40,8 @@ class Authority:
         builder = _builder(subject, subject, key.public_key(), key.public_key(), days)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA384())
-        write_secret(self._key_file, _private_pem(key))
-        write_secret(self.certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
+        write_private(self._key_file, _private_pem(key))
+        write_private(self.certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, addresses: Sequence[str], days: int) -> None:
         """Make a new key and certificate for the server at these names and IP addresses; the old one stays valid until its end."""
@@ -57,8 +56,8 @@ class Authority:
             x509.SubjectAlternativeName([_name(each) for each in addresses]), critical=False
         )
         certificate = builder.sign(authority_key, hashes.SHA384())
-        write_secret(self.server_key_file, _private_pem(key))
-        write_secret(self.server_file, certificate.public_bytes(serialization.Encoding.PEM))
+        write_private(self.server_key_file, _private_pem(key))
+        write_private(self.server_file, certificate.public_bytes(serialization.Encoding.PEM))
 
     def certificate(self) -> x509.Certificate:
         """The authority's own certificate."""
@@ -87,21 +86,6 @@ def addresses_of(certificate: x509.Certificate) -> set[str]:
     """The names and IP addresses a certificate is for."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, and that only its owner may read."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _builder(

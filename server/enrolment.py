@@ -8,9 +8,10 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.kit import KIT_SCHEMA, Kit
 from cxrbase_model.settings import SettingsError, to_mapping
-from server.authority import Authority, addresses_of, write_secret
+from server.authority import Authority, addresses_of
 from server.consortium import Consortium
 
 _LONGEST_KEY = 4096  # bytes of a public key's file
@@ -22,18 +23,17 @@ def provision(consortium: Consortium, *, renew: bool = False) -> Authority:
     renew: make a new server certificate. One is made also where the server's addresses have changed.
     """
     home = consortium.home
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    home.chmod(0o700)
+    private_folder(home)
     authority = Authority(home)
     if not authority.exists():
         authority.make(consortium.name, consortium.authority_days)
     addresses = (consortium.address, *consortium.more_addresses)
     if renew or not authority.server_file.exists() or addresses_of(authority.server_certificate()) != set(addresses):
         authority.issue(addresses, consortium.certificate_days)
-    (home / "kits").mkdir(mode=0o700, exist_ok=True)
+    private_folder(home / "kits")
     for hospital in consortium.hospitals:
         text = yaml.safe_dump(to_mapping(kit(consortium, hospital)), sort_keys=False)
-        write_secret(kit_file(consortium, hospital), text.encode())
+        write_private(kit_file(consortium, hospital), text.encode())
     return authority
 
 
@@ -79,8 +79,8 @@ def enrol(consortium: Consortium, hospital: str, key_file: Path, *, replace: boo
     if there.get(hospital, key) != key and not replace:
         raise SettingsError(f"{hospital}: has another key; if the hospital has made a new one, say --replace")
     folder = consortium.home / "enrolled"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    write_secret(folder / f"{hospital}.pub", key)
+    private_folder(folder)
+    write_private(folder / f"{hospital}.pub", key)
     return key
 
 

@@ -24,6 +24,7 @@ import yaml
 from torch import Tensor
 
 from cxrbase_model.codec import CodecError, pack, unpack
+from cxrbase_model.files import sync_folder
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.settings import SettingsError, to_mapping
 from cxrbase_model.state import State
@@ -112,9 +113,9 @@ class RunStore:
         _write_synced(draft / "record.json", _line({**record, "ends_stage": ends_stage}))
         if state is not None:
             _write_synced(draft / "state.safetensors", pack(state))
-        _sync_folder(draft)
+        sync_folder(draft)
         draft.rename(final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         self._publish(final)
         self._prune()
 
@@ -170,7 +171,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     draft = path.with_name(f".{path.name}.draft")
     _write_synced(draft, data)
     draft.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -178,14 +179,6 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_state(path: Path) -> State:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from client.archive.files import open_private, private_folder, write_private
 from client.archive.identity import AGE_BANDS, KEY_BYTES, SCANNERS, SEXES, SPLITS
+from cxrbase_model.files import open_private, private_folder, write_private
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError, digest, read, to_mapping
 

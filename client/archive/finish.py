@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.archive.cache import Shard, append_pictures, checksum, shard_name, shard_rows, write_cache
-from client.archive.files import write_private
 from client.archive.identity import KEY_BYTES, SPLITS, Secret
 from client.archive.labelbook import LabelBook
 from client.archive.manifest import Entry, Manifest
 from client.archive.reasons import Reason
 from client.archive.review import Review, page
 from client.site import Site
+from cxrbase_model.files import write_private
 from cxrbase_model.labels import prevalence
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import canonical, read

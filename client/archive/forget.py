@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.archive.cache import CacheError
-from client.archive.files import locked
 from client.archive.finish import finish, recorded_spec
 from client.archive.identity import load_secret
 from client.archive.ingest import IngestStopped
 from client.archive.manifest import Manifest
 from client.moments import forget_moments
 from client.site import Site
+from cxrbase_model.files import locked
 
 
 @dataclass(frozen=True)

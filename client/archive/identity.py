@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.archive.files import private_folder, write_private
+from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from client.archive import finish
 from client.archive.cache import VIEWS, append_pictures, shard_name, shard_rows
-from client.archive.files import locked, private_folder
 from client.archive.finish import Summary
 from client.archive.identity import age_code, load_secret, scanner_code, sex_code
 from client.archive.labelbook import load_labels
@@ -34,6 +33,7 @@ from client.archive.select import Rules
 from client.archive.sources import Item, Source, SourceLost
 from client.archive.workers import Failed, Pool
 from client.site import DicomArchive, Site
+from cxrbase_model.files import locked, private_folder
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError, digest, load_yaml, read
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.archive.files import open_private
 from client.archive.reasons import Reason
+from cxrbase_model.files import open_private
 
 SCHEMA = 1
 

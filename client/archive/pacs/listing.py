@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.archive.files import open_private
+from cxrbase_model.files import open_private
 
 _VERSION = 1
 _TABLES = """

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from client.archive.files import private_folder, write_private
 from client.archive.identity import Secret
 from client.archive.pacs.dicomweb import DicomwebServer
 from client.archive.pacs.dimse import DimseServer
@@ -28,6 +27,7 @@ from client.archive.pacs.link import Failure, Link, PacsError, Retry, Server, St
 from client.archive.pacs.listing import Known, Listing
 from client.archive.pacs.settings import DicomwebArchive, DimseArchive
 from client.archive.sources import Item, SourceLost
+from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.settings import digest
 
 Result = TypeVar("Result")

@@ -1,4 +1,4 @@
-"""Files that only the hospital's own user may read, and that are there whole or not at all."""
+"""Files that only their owner may read, and that are there whole or not at all."""
 
 from __future__ import annotations
 

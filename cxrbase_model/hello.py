@@ -1,0 +1,86 @@
+"""What a hospital can ask the consortium's server before any training: is its key enrolled, and which release, code and plan are in use?
+
+A plain GET over TLS. The hospital may sign it with its key; the answer then says under which name that key is enrolled. A copy of a
+signed request that somebody sends again learns that name and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+HELLO_PATH = "/v1/cxrbase/hello"
+HELLO_SCHEMA = 1
+
+_KEY, _TIME, _SIGNATURE = "cxrbase-key", "cxrbase-time", "cxrbase-signature"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The server's answer. `bundle` and `plan` are digests, empty where there is none yet; `time` is the server's clock, seconds
+    since 1970; `hospital` is the name under which the key that signed the request is enrolled, None where it is not.
+    """
+
+    schema: int
+    consortium: str
+    release: str
+    protocol: int
+    bundle: str
+    plan: str
+    time: float
+    hospital: str | None = None
+
+
+def hello_to_json(hello: Hello) -> dict[str, object]:
+    """The JSON object of an answer."""
+    return asdict(hello)
+
+
+def hello_from_json(content: object) -> Hello:
+    """The answer of a JSON object; ValueError where it is none of this schema."""
+    types = {"schema": int, "consortium": str, "release": str, "protocol": int, "bundle": str, "plan": str}
+    if not isinstance(content, dict) or content.get("schema") != HELLO_SCHEMA:
+        raise ValueError("expected the answer of a CXRBase server, found another one")
+    if not all(isinstance(content.get(name), kind) for name, kind in types.items()):
+        raise ValueError("expected the answer of a CXRBase server, found a damaged one")
+    hospital, clock = content.get("hospital"), content.get("time")
+    if not isinstance(clock, int | float) or not isinstance(hospital, str | None):
+        raise ValueError("expected the answer of a CXRBase server, found a damaged one")
+    return Hello(**{name: content[name] for name in types}, time=float(clock), hospital=hospital)
+
+
+def signed(key: ec.EllipticCurvePrivateKey, consortium: str) -> dict[str, str]:
+    """The headers that sign a request for this consortium."""
+    now = f"{time.time():.3f}"
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    signature = key.sign(_text(consortium, now), ec.ECDSA(hashes.SHA256()))
+    return {_KEY: _encode(public), _TIME: now, _SIGNATURE: _encode(signature)}
+
+
+def signer(headers: Mapping[str, str], consortium: str) -> bytes | None:
+    """The public key (OpenSSH, without a comment) that has signed a request for this consortium; None where none has."""
+    try:
+        public = base64.b64decode(headers[_KEY], validate=True)
+        key = serialization.load_ssh_public_key(public)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return None
+        signature = base64.b64decode(headers[_SIGNATURE], validate=True)
+        key.verify(signature, _text(consortium, headers[_TIME]), ec.ECDSA(hashes.SHA256()))
+    except (KeyError, ValueError, binascii.Error, InvalidSignature, UnsupportedAlgorithm):
+        return None
+    return public
+
+
+def _text(consortium: str, now: str) -> bytes:
+    return f"cxrbase hello\n{consortium}\n{now}".encode()
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -114,8 +114,8 @@ def differences(bundle: Mapping[str, bytes], release: Mapping[str, bytes]) -> li
 
 
 def _diff(path: str, before: bytes, after: bytes) -> str:
-    lines = [data.decode("utf-8", "backslashreplace").splitlines() for data in (before, after)]
-    return "\n".join(difflib.unified_diff(*lines, f"release/{path}", f"bundle/{path}", lineterm=""))
+    old, new = (data.decode("utf-8", "backslashreplace").splitlines() for data in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, f"release/{path}", f"bundle/{path}", lineterm=""))
 
 
 def _walk(folder: Traversable, where: str) -> Iterator[tuple[str, bytes]]:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cxrbase_model.plan import read_plan, timeline
 from cxrbase_model.settings import SettingsError
+from server import run_commands
 from server.authority import days_left
 from server.consortium import read_consortium
 from server.enrolment import enrol, enrolled, kit, kit_file, provision, revoke
@@ -28,7 +29,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; 0 done, 2 wrong usage, plan or run directory."""
+    """Run one sub-command; 0 done, 2 wrong usage, settings, plan or run directory; for runs see `run_commands.EXITS`."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -61,9 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     revocation.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
     revocation.add_argument("hospital", metavar="HOSPITAL", help="the hospital's name")
     revocation.set_defaults(run=_revoke)
-    status = commands.add_parser("status", help="how far a run is")
-    status.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
-    status.set_defaults(run=_status)
+    run_commands.add(commands)
     report = commands.add_parser("report", help="export the models of a run and write its report anew")
     report.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     report.set_defaults(run=_report)
@@ -116,22 +115,6 @@ def _enrol(arguments: argparse.Namespace) -> int:
 def _revoke(arguments: argparse.Namespace) -> int:
     revoke(read_consortium(arguments.consortium), arguments.hospital)
     console.print(f"{arguments.hospital}: its key is not enrolled any more.")
-    return EXIT_OK
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    store = _store(arguments.folder)
-    records = store.records()
-    total = len(timeline(store.plan))
-    if not records:
-        console.print(f"{store.plan.name}: no round committed yet of {total}")
-        return EXIT_OK
-    last = records[-1]
-    console.print(
-        f"{store.plan.name}: round {last['round']} of {total} ({last['stage']}), committed {last['finished']}"
-    )
-    for entry in last["hospitals"]:
-        console.print(f"  {entry['site']}: {entry['status']}{' ' + entry['code'] if entry['code'] else ''}")
     return EXIT_OK
 
 

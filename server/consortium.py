@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,13 @@ class Consortium:
     address: str = knob(why="name or IP address at which hospitals reach the server")
     more_addresses: tuple[str, ...] = knob((), why="other names and IP addresses of the server, for its certificate")
     port: int = knob(9443, low=1, high=65535, why="port at which hospitals reach the server")
+    bind: str = knob("0.0.0.0", why="IP address of this machine at which the server listens; 0.0.0.0 for all of them")
     hospitals: tuple[str, ...] = knob(why="the hospitals that may take part, by name")
     home: Path = knob(
         Path("consortium"), why="folder of keys, certificates, kits and enrolled keys; the operator's alone"
     )
+    plan: Path | None = knob(None, why="the training plan; needed to start")
+    run: Path = knob(Path("run"), why="folder of the run: checkpoints, records, report")
     certificate_days: int = knob(365, unit="days", low=1, high=825, why="how long a server certificate is valid")
     authority_days: int = knob(3650, unit="days", low=1, high=7300, why="how long the authority is valid")
 
@@ -32,16 +36,35 @@ class Consortium:
         check_name("name", self.name)
         for address in (self.address, *self.more_addresses):
             check_address("address", address)
+        try:
+            ipaddress.ip_address(self.bind)
+        except ValueError:
+            raise SettingsError(f"bind: expected an IP address of this machine, found {self.bind!r}") from None
         if not self.hospitals or len(set(self.hospitals)) != len(self.hospitals):
             raise SettingsError(f"hospitals: expected one or more, each once, found {list(self.hospitals)}")
         for hospital in self.hospitals:
             check_name("hospitals", hospital)
 
+    @property
+    def certified(self) -> tuple[str, ...]:
+        """The names and addresses that the server's certificate is for: those told to hospitals, and this machine's own."""
+        own = () if ipaddress.ip_address(self.bind).is_unspecified else (self.bind,)
+        return tuple(dict.fromkeys((self.address, *self.more_addresses, "localhost", "127.0.0.1", *own)))
+
+    @property
+    def here(self) -> str:
+        """The address at which this machine's own programs reach the server."""
+        bound = ipaddress.ip_address(self.bind)
+        host = "127.0.0.1" if bound.is_unspecified else self.bind
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
 
 def read_consortium(path: Path) -> Consortium:
-    """Read and check a consortium.yaml, `home` made absolute; SettingsError names the file, the key and what would be right."""
+    """Read and check a consortium.yaml, its paths made absolute; SettingsError names the file, the key and what would be right."""
     try:
         consortium = read(Consortium, load_yaml(path))
     except SettingsError as error:
         raise SettingsError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
-    return dataclasses.replace(consortium, home=path.resolve().parent / consortium.home)
+    folder = path.resolve().parent
+    plan = None if consortium.plan is None else folder / consortium.plan
+    return dataclasses.replace(consortium, home=folder / consortium.home, run=folder / consortium.run, plan=plan)

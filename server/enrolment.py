@@ -27,7 +27,7 @@ def provision(consortium: Consortium, *, renew: bool = False) -> Authority:
     authority = Authority(home)
     if not authority.exists():
         authority.make(consortium.name, consortium.authority_days)
-    addresses = (consortium.address, *consortium.more_addresses)
+    addresses = consortium.certified
     if renew or not authority.server_file.exists() or addresses_of(authority.server_certificate()) != set(addresses):
         authority.issue(addresses, consortium.certificate_days)
     private_folder(home / "kits")

@@ -1,0 +1,104 @@
+"""Programs that run beside ours: their output in rotating logs, a clean end, and pauses before they are started again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class Program:
+    """A child process in a group of its own, whose lines go to a rotating log that only the owner may read."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        log_bytes: int = 10 << 20,
+        log_files: int = 5,
+    ) -> None:
+        handler = _rotating(log, log_bytes, log_files)
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._copy, args=(handler,), name=log.stem, daemon=True)
+        self._reader.start()
+        self.last_lines: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def status(self) -> int | None:
+        """The exit status, None while it runs."""
+        return self._process.poll()
+
+    def end(self, grace: float) -> None:
+        """Ask it to end, and make it after `grace` seconds; what it has started in its own group ends with it."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _copy(self, handler: logging.Handler) -> None:
+        assert self._process.stdout is not None
+        with contextlib.closing(handler):
+            for line in self._process.stdout:
+                text = line.decode("utf-8", "replace").rstrip()
+                self.last_lines = [*self.last_lines[-19:], text]
+                with contextlib.suppress(OSError):  # a full disk costs lines of the log, never the program
+                    handler.emit(logging.makeLogRecord({"msg": text}))
+
+
+class Backoff:
+    """Pauses that double from `first` to `longest` seconds, with up to a quarter of chance, until things go well for `stable` seconds."""
+
+    def __init__(self, first: float = 1.0, longest: float = 300.0, stable: float = 60.0) -> None:
+        self._first, self._longest, self._stable = first, longest, stable
+        self._next, self._begun = first, time.monotonic()
+
+    def begin(self) -> None:
+        """Note that another try begins."""
+        self._begun = time.monotonic()
+
+    def pause(self) -> float:
+        """The seconds to wait before the next try, now that this one has failed."""
+        if time.monotonic() - self._begun >= self._stable:
+            self._next = self._first
+        pause, self._next = self._next, min(2 * self._next, self._longest)
+        return pause * random.uniform(1.0, 1.25)
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that has started it has ended, even by kill -9."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _rotating(path: Path, size: int, files: int) -> logging.Handler:
+    with contextlib.suppress(OSError):
+        path.touch(mode=0o600)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=size, backupCount=files, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    return handler

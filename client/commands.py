@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,8 @@ def add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="see whether this machine is ready for a training, and what to do where it is not",
-        description="Look at settings, rights, archive, cache, labels, disk and device and, with a plan, at whether it fits the cache and "
-        "the policy. Nothing is changed.",
+        description="Look at settings, rights, archive, cache, labels, disk and device, at the way to the server and what it says and, "
+        "with a plan, at whether it fits the cache and the policy. Nothing is changed.",
     )
     parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
     parser.add_argument("--plan", type=Path, metavar="PLAN.yaml", help="the training plan")
@@ -92,11 +93,12 @@ def _join(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from client.preflight import preflight  # imported here: torch takes a second that other commands need not wait
+    from client.server_check import server_items
 
     site = read_site(arguments.site)
     plan = read_plan(arguments.plan) if arguments.plan else None
     passed = True
-    for item in preflight(site, plan):
+    for item in itertools.chain(preflight(site, plan), server_items(site)):
         passed = passed and item.passed
         mark = "[green]ok[/green]   " if item.passed else "[red]WRONG[/red]"
         console.print(f"{mark} {item.name}: {escape(item.text)}")

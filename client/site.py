@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.archive.pacs.settings import DicomwebArchive, DimseArchive, PacsArchive, resolved
+from client.node.settings import DaemonSettings
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
 
 SCHEMA = 1
@@ -211,6 +212,7 @@ class Site:
     compute: Compute = knob(factory=Compute, why="what a training may use")
     limits: Limits = knob(factory=Limits, why="what one file may cost")
     policy: Policy = knob(factory=Policy, why="what a training may do here")
+    daemon: DaemonSettings = knob(factory=DaemonSettings, why="how cxrbase-client start behaves")
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.site):

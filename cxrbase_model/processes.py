@@ -11,12 +11,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
 class Program:
-    """A child process in a group of its own, whose lines go to a rotating log that only the owner may read."""
+    """A child process in a group of its own, whose lines go to a rotating log that only the owner may read.
+
+    `heard` is called with each line too, from another thread.
+    """
 
     def __init__(
         self,
@@ -26,15 +29,17 @@ class Program:
         *,
         log_bytes: int = 10 << 20,
         log_files: int = 5,
+        heard: Callable[[str], None] = lambda line: None,
     ) -> None:
         handler = _rotating(log, log_bytes, log_files)
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
+        self.last_lines: list[str] = []
+        self._heard = heard
         self._reader = threading.Thread(target=self._copy, args=(handler,), name=log.stem, daemon=True)
         self._reader.start()
-        self.last_lines: list[str] = []
 
     @property
     def pid(self) -> int:
@@ -54,6 +59,7 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._reader.join(1.0)
 
     def _copy(self, handler: logging.Handler) -> None:
         assert self._process.stdout is not None
@@ -63,6 +69,7 @@ class Program:
                 self.last_lines = [*self.last_lines[-19:], text]
                 with contextlib.suppress(OSError):  # a full disk costs lines of the log, never the program
                     handler.emit(logging.makeLogRecord({"msg": text}))
+                self._heard(text)
 
 
 class Backoff:
@@ -84,9 +91,9 @@ class Backoff:
         return pause * random.uniform(1.0, 1.25)
 
 
-def end_with_parent() -> None:
-    """End this process soon after the one that has started it has ended, even by kill -9."""
-    parent = os.getppid()
+def end_with_parent(parent: int | None = None) -> None:
+    """End this process soon after the one that has started it has ended, even by kill -9; `parent` is its number where that is known."""
+    parent = os.getppid() if parent is None else parent
 
     def watch() -> None:
         while os.getppid() == parent:

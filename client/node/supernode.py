@@ -1,0 +1,96 @@
+"""Flower's SuperNode as the daemon runs it: its command line, and what its log says about the connection.
+
+`python -m client.node.supernode` is `flower-supernode` with an end: it signs off and goes when the daemon has gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from enum import Enum, auto
+from pathlib import Path
+
+from client.membership import Membership
+from cxrbase_model.processes import end_with_parent
+
+_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+
+
+class Event(Enum):
+    """What a line of the SuperNode's log tells."""
+
+    CONNECTED = auto()
+    LOST = auto()
+    BUSY = auto()
+    IDLE = auto()
+    IN_USE = auto()
+
+
+_PHRASES = (
+    ("SuperNode ID: ", Event.CONNECTED),
+    ("Connection successful after ", Event.CONNECTED),
+    ("Connection attempt failed, retrying", Event.LOST),
+    ("Receiving: ", Event.BUSY),
+    ("Sent successfully", Event.IDLE),
+    ("Failed to send message ", Event.IDLE),
+    ("Failed to receive message ", Event.IDLE),
+    ("Failed to create task ", Event.IDLE),
+    (". Ignoring message ", Event.IDLE),
+    (". Ignoring reply message ", Event.IDLE),
+    ("Failed to activate SuperNode.", Event.IN_USE),
+)
+
+
+def event_of(line: str) -> Event | None:
+    """What a line of the log tells, None for any other."""
+    return next((event for phrase, event in _PHRASES if phrase in line), None)
+
+
+def command(member: Membership, config: Path, secret: Path, port: int) -> list[str]:
+    """The command line of a SuperNode that serves its Runtime API at `port` of this machine alone."""
+    address = f"[{member.kit.address}]" if ":" in member.kit.address else member.kit.address
+    return [
+        *python("client.node.supernode"), str(os.getpid()),
+        "--superlink", f"{address}:{member.kit.port}",
+        "--root-certificates", str(member.authority), "--auth-supernode-private-key", str(member.key),
+        "--isolation", "process", "--superexec-auth-secret-file", str(secret),
+        "--host", "127.0.0.1", "--port", str(port), "--node-config", str(config),
+    ]  # fmt: skip
+
+
+def node_config(site_file: Path) -> bytes:
+    """The file that tells the hospital's ClientApp where its SITE.yaml is, TOML."""
+    return f"site = {json.dumps(str(site_file))}\n".encode()
+
+
+def python(module: str) -> list[str]:
+    """How a module of the installed release is run: -I keeps the current folder and the environment from adding code."""
+    return [sys.executable, "-I", "-u", "-m", module]
+
+
+def environment(private: Path) -> dict[str, str]:
+    """What the daemon's children see of its environment, with Flower's files below the private folder and its reporting off."""
+    kept = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    flower = {
+        "FLWR_HOME": str(private / "flower"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    return kept | flower
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be a SuperNode: the id of the process to end with, then the SuperNode's own arguments."""
+    os.umask(0o077)
+    end_with_parent(int(arguments[0]))
+    from client.node.flower import (
+        run_supernode,
+    )  # only here: the daemon, which shares this module, can do without Flower
+
+    run_supernode(list(arguments[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -12,7 +12,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
+
+from cxrbase_model.files import open_private
 
 
 class Program:
@@ -63,12 +66,11 @@ class Program:
 
     def _copy(self, handler: logging.Handler) -> None:
         assert self._process.stdout is not None
-        with contextlib.closing(handler):
-            for line in self._process.stdout:
+        with contextlib.closing(handler), self._process.stdout as lines:
+            for line in lines:
                 text = line.decode("utf-8", "replace").rstrip()
                 self.last_lines = [*self.last_lines[-19:], text]
-                with contextlib.suppress(OSError):  # a full disk costs lines of the log, never the program
-                    handler.emit(logging.makeLogRecord({"msg": text}))
+                handler.emit(logging.makeLogRecord({"msg": text}))
                 self._heard(text)
 
 
@@ -103,9 +105,17 @@ def end_with_parent(parent: int | None = None) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+class _Log(logging.handlers.RotatingFileHandler):
+    """A rotating log of which each file is its owner's alone; a full disk costs lines of it, never the program."""
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(open_private(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND), encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's own
+        """Go on without the line."""
+
+
 def _rotating(path: Path, size: int, files: int) -> logging.Handler:
-    with contextlib.suppress(OSError):
-        path.touch(mode=0o600)
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=size, backupCount=files, encoding="utf-8", delay=True)
+    handler = _Log(path, maxBytes=size, backupCount=files, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     return handler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 from dataclasses import dataclass
@@ -48,15 +49,26 @@ class Consortium:
     @property
     def certified(self) -> tuple[str, ...]:
         """The names and addresses that the server's certificate is for: those told to hospitals, and this machine's own."""
-        own = () if ipaddress.ip_address(self.bind).is_unspecified else (self.bind,)
-        return tuple(dict.fromkeys((self.address, *self.more_addresses, "localhost", "127.0.0.1", *own)))
+        named = (self.address, *self.more_addresses, "localhost", "127.0.0.1", self._own)
+        return tuple(dict.fromkeys(map(_plain, named)))
 
     @property
     def here(self) -> str:
         """The address at which this machine's own programs reach the server."""
+        return f"[{self._own}]:{self.port}" if ":" in self._own else f"{self._own}:{self.port}"
+
+    @property
+    def _own(self) -> str:
         bound = ipaddress.ip_address(self.bind)
-        host = "127.0.0.1" if bound.is_unspecified else self.bind
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        loopback = "127.0.0.1" if bound.version == 4 else "::1"  # a server at :: listens over IPv6 alone
+        return loopback if bound.is_unspecified else str(bound)
+
+
+def _plain(address: str) -> str:
+    """A host name as it is, an IP address in the one form that certificates give it."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(address))
+    return address
 
 
 def read_consortium(path: Path) -> Consortium:

@@ -149,7 +149,10 @@ class Daemon:
         words = self._node.last_words
         self._node.bury()
         if self._node.in_use:
-            remedy = "if another daemon uses this hospital's key, stop it; after a crash the server lets the key in again within 60 s"
+            remedy = (
+                "if another daemon uses this hospital's key, stop it; after a crash, or when the key has just been enrolled, "
+                "the server lets it in within 60 s"
+            )
             finding: Finding | None = Finding(
                 Problem.KEY, "the server says that this hospital is online already", remedy
             )

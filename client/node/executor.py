@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Work until the process is ended; a runner ends with it."""
     os.umask(0o077)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each of five requests a second
     parser = argparse.ArgumentParser(prog="client.node.executor", description="Start a runner for each task.")
     parser.add_argument("--private", type=Path, required=True, help="the hospital's private folder")
     parser.add_argument("--address", required=True, help="address of the SuperNode's Runtime API, host:port")

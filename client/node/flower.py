@@ -96,7 +96,7 @@ class Exchange:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Tell the SuperNode meanwhile that the task is being worked on; else it is given up after a minute.
+        """Tell the SuperNode meanwhile that the task is being worked on, else it is given up after a minute; then hang up.
 
         A SuperNode that has gone, or has forgotten the task, does not end the work: the answer is kept for when the task comes again.
         """
@@ -107,6 +107,8 @@ class Exchange:
         finally:
             if sender.is_running:
                 sender.stop()
+            self._client.close()
+            self._pulse.close()
 
     def fetch(self) -> Given:
         """The task, with its message."""

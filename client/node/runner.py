@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Answer the task whose token is on standard input; 0 where the answer was handed back."""
     os.umask(0o077)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each of five requests a second
     parsed = _parser().parse_args(arguments)
     end_with_parent(parsed.parent)
     exchange = Exchange(parsed.address, sys.stdin.readline().strip())

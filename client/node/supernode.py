@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -85,11 +86,12 @@ def main(arguments: Sequence[str]) -> None:
     """Be a SuperNode: the id of the process to end with, then the SuperNode's own arguments."""
     os.umask(0o077)
     end_with_parent(int(arguments[0]))
-    from client.node.flower import (
-        run_supernode,
-    )  # only here: the daemon, which shares this module, can do without Flower
+    from client.node.flower import run_supernode  # the daemon, which shares this module, can do without Flower
 
     run_supernode(list(arguments[1:]))
+    # It returns where it has given the server up, as after a handshake that was cut, while its HTTP thread goes on for ever.
+    logging.shutdown()
+    os._exit(1)
 
 
 if __name__ == "__main__":

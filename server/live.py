@@ -6,10 +6,11 @@ requests/pause, stop   empty files: hold before the next round, or end after thi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from server.store import write_atomic
 STATUS_SCHEMA = 1
 STATES = ("starting", "gathering", "running", "paused", "done", "stopped", "failed")
 
+_EVERY = 2.0  # seconds between two versions of the file where nothing but the time has changed
 _REQUESTS = ("pause", "stop")
 
 
@@ -38,28 +40,32 @@ class Live:
 
     def tell(self, state: str, detail: str = "") -> None:
         """Say what the run does now; `detail` is a sentence for the operator."""
-        self._status |= {"state": state, "detail": detail, "waiting_for": [], "since": time.time()}
-        self._write()
+        if (state, detail) != (self._status["state"], self._status["detail"]):
+            self._change({"state": state, "detail": detail})
 
     def begin(self, number: int, stage: str, attempt: int) -> None:
         """Say that a round begins."""
-        self._status |= {"round": number, "stage": stage, "attempt": attempt}
-        self.tell("running")
+        self._change({"round": number, "stage": stage, "attempt": attempt, "state": "running", "detail": ""})
 
     def know(self, names: dict[int, str]) -> None:
         """Remember which hospital is behind which node."""
         self._names = dict(names)
+        for number in names:  # it was listed so before it had said its name
+            self._status["nodes"].pop(f"node {number}", None)
 
-    def look(self, nodes: Iterable[Node], waiting: Iterable[int]) -> None:
+    def look(self, nodes: Collection[Node], waiting: Iterable[int]) -> None:
         """Note who is there now and who has not answered yet."""
         there = {self._name(node): node for node in nodes}
         known = self._status["nodes"]
+        before = ({name for name in known if known[name]["online"]}, self._status["waiting_for"])
         for name in known:
             known[name]["online"] = name in there
         for name, node in there.items():
             known[name] = {"online": True, "last_seen": node.heard or time.time()}
-        self._status["waiting_for"] = [self._names.get(number, f"node {number}") for number in waiting]
-        self._write()
+        names = self._names | {node.number: node.name for node in nodes if node.name}
+        self._status["waiting_for"] = [names.get(number, f"node {number}") for number in waiting]
+        if before != (set(there), self._status["waiting_for"]) or time.monotonic() - self._written >= _EVERY:
+            self._write()
 
     def _name(self, node: Node) -> str:
         return node.name or self._names.get(node.number, f"node {node.number}")
@@ -72,9 +78,14 @@ class Live:
         """Whether the operator has asked to end after this round."""
         return self._requests.asked("stop")
 
+    def _change(self, changes: dict[str, Any]) -> None:
+        self._status |= {**changes, "waiting_for": [], "since": time.time()}
+        self._write()
+
     def _write(self) -> None:
-        self._status["updated"] = time.time()
-        write_atomic(self._file, json.dumps(self._status).encode() + b"\n")
+        self._status["updated"], self._written = time.time(), time.monotonic()
+        with contextlib.suppress(OSError):  # a full disk costs the status, never the round that is under way
+            write_atomic(self._file, json.dumps(self._status).encode() + b"\n")
 
 
 class Requests:

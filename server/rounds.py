@@ -27,6 +27,7 @@ from server.store import RunStore
 
 Observer = Callable[[Record], None]
 
+_LOOK_EVERY = 2.0  # seconds between looks at who is there while the run is held
 _DESCRIPTION = 120.0  # seconds that a newcomer may take to describe itself while the others wait for the next round
 
 
@@ -76,9 +77,16 @@ class RoundLoop:
         """Wait while the operator wants the run to hold; Stopped where it is to end."""
         if self._live.paused() and not self._live.stopping():
             self._live.tell("paused", "resume with cxrbase-server resume")
+            looked = time.monotonic()
             for _ in self._exchange.pauses(float("inf")):
                 if not self._live.paused() or self._live.stopping():
                     break
+                if time.monotonic() - looked >= _LOOK_EVERY:
+                    looked = time.monotonic()
+                    self._live.look(self._exchange.nodes().values(), ())
+        self._end_where_asked()
+
+    def _end_where_asked(self) -> None:
         if self._live.stopping():
             raise Stopped
 
@@ -88,12 +96,14 @@ class RoundLoop:
         missed = self._of_the_last_round()
         self._live.tell("gathering")
         for _ in self._exchange.pauses(federation.join_deadline):
+            self._end_where_asked()
             self._describe_newcomers(federation.join_deadline)
             enough = len(self._roster.sites) >= federation.quorum
             if missed and enough and time.monotonic() - started >= federation.absence:
                 break
             if self._is_complete(missed) and (enough or not self._patience):
                 break
+            self._live.tell("gathering", self._gathered())
         if len(self._roster.sites) < federation.quorum:
             raise RunFailed(
                 f"{len(self._roster.sites)} hospitals joined within {time.monotonic() - started:.0f} s, "
@@ -102,6 +112,11 @@ class RoundLoop:
         if self._store.next_round == 0:
             entries = list(self._roster.entries.values())
             self._commit(record(0, "describe", "describe", 1, 1, 1, started, entries), None, ends_stage=False)
+
+    def _gathered(self) -> str:
+        """Who is there so far, for an operator."""
+        there = ", ".join(sorted(self._roster.sites)) or "nobody yet"
+        return f"{there}; the quorum is {self._plan.federation.quorum}{told(self._roster.entries.values())}"
 
     def _of_the_last_round(self) -> set[str]:
         """The hospitals that the newest committed round admitted: after an interruption they are waited for."""
@@ -138,8 +153,7 @@ class RoundLoop:
                 raise Rejected(Code.IDENTITY)
             check_reply(reply, task, taken)
         except (WireError, Rejected) as error:
-            name = site if site and not isinstance(error, WireError) else f"node {number}"
-            self._roster.refuse(number, entry(name, "refused", error.code))
+            self._roster.refuse(number, entry(site or f"node {number}", "refused", error.code))
             return
         description = reply.description or {}
         line = entry(reply.site, "admitted", None, reply, description=description)
@@ -151,7 +165,7 @@ class RoundLoop:
             self._live.begin(item.number, item.stage.name, attempt)
             if self._attempt(item, attempt):
                 return
-            if self._patience:
+            if self._patience and attempt <= self._plan.federation.repeats:
                 list(self._exchange.pauses(self._patience))
         raise RunFailed(
             f"round {item.number} ({item.stage.name}) had no quorum of {self._plan.federation.quorum} in "
@@ -163,6 +177,7 @@ class RoundLoop:
         federation = self._plan.federation
         self._roster.ask_refused_again()
         for _ in self._exchange.pauses(federation.join_deadline):
+            self._end_where_asked()
             self._describe_newcomers(min(federation.deadline, _DESCRIPTION))
             able = self._roster.able(item.stage.kind, self._exchange.nodes())
             if len(able) >= federation.quorum or not self._patience:

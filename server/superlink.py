@@ -9,6 +9,7 @@ What it takes from Flower beyond its public names, and why:
 from __future__ import annotations
 
 import importlib
+import logging
 import ssl
 import sys
 import threading
@@ -86,6 +87,7 @@ def _renewing(create_context: Callable[..., ssl.SSLContext], authority: Authorit
     def create(*arguments: Any, **settings: Any) -> ssl.SSLContext:
         context = create_context(*arguments, **settings)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # a line for each of several requests a second
         threading.Thread(target=_follow, args=(context, authority), name="certificate", daemon=True).start()
         return context
 

@@ -10,11 +10,12 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import answer
 from client.site import Site, read_site
@@ -174,7 +175,15 @@ def run_faults(
 
 def undisturbed(folder: Path, plan: Plan) -> RunStore:
     """The same plan and hospitals in this process, without network, daemons or faults."""
-    sites = [read_site(file) for file in make_sites(folder / "sites", plan).values()]
+    return in_process(folder, plan, make_sites(folder / "sites", plan).values())
+
+
+def in_process(folder: Path, plan: Plan, site_files: Iterable[Path]) -> RunStore:
+    """A plan run by hospitals in this process, without Flower's programs; what they keep must not be shared with another run."""
+    sites = [read_site(file) for file in site_files]
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = (
+        1  # Flower makes messages in the process of a task only
+    )
     store = RunStore.create(folder / "run", plan)
     grid = LocalGrid({number: _node(site) for number, site in enumerate(sites, start=1)})
     RoundLoop(Exchange(grid), store, Live(store.folder), expected=len(sites)).run()

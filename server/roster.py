@@ -24,8 +24,9 @@ class Roster:
         self.sites[name], self.kinds[name], self.entries[name] = node, kinds, line
 
     def refuse(self, node: int, line: Record) -> None:
-        """Note that a node has refused to describe itself."""
-        self.entries.setdefault(line["site"], line)
+        """Note that a node has refused to describe itself; the line of a hospital that has joined stays."""
+        if line["site"] not in self.sites:
+            self.entries[line["site"]] = line
         self.refused.add(node)
 
     def ask_refused_again(self) -> None:

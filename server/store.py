@@ -99,9 +99,9 @@ class RunStore:
         return content
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of all committed rounds, in order."""
+        """The records of all committed rounds, in order; a line that is being written, or was torn by a kill, is none."""
         path = self.folder / "rounds.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
     @property
     def next_round(self) -> int:

@@ -42,6 +42,12 @@ def plan(**federation: Any) -> Plan:
     return read(Plan, mapping)
 
 
+def short_plan(**federation: Any) -> Plan:
+    """The plan of three rounds of pretraining."""
+    whole = plan(**federation)
+    return replace(whole, stages=(replace(whole.stages[0], rounds=3),))
+
+
 def hospital(name: str, shift: float, examples: int, change: Change = lambda task, reply: reply) -> Node:
     """A node that adds `shift` to every weight; `change` may spoil its reply or drop it (None)."""
 

@@ -58,7 +58,7 @@ def kit_file(consortium: Consortium, hospital: str) -> Path:
 
 def enrolled(consortium: Consortium) -> dict[str, bytes]:
     """The public key of each enrolled hospital, by name."""
-    found = {}
+    found: dict[str, bytes] = {}
     for path in sorted((consortium.home / "enrolled").glob("*.pub")):
         with contextlib.suppress(FileNotFoundError):  # one may be revoked at this moment
             found |= {path.stem: path.read_bytes()} if path.stem in consortium.hospitals else {}

@@ -23,9 +23,10 @@ EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_UNDER_WAY = 0, 1, 3, 4
 EXITS = "0 done, 1 failed, 2 wrong usage or settings, 3 stopped or interrupted with rounds left, 4 under way"
 
 _WARN_DAYS = 30  # before a certificate ends
+_WIDEST = 240  # columns of a table; a narrow terminal breaks its lines, and no name is cut short
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=_WIDEST)
 
 
 def add(commands: Any) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from client.membership import Membership
-from client.node.supernode import Event, command, environment, event_of, node_config, python
+from client.node.supernode import Event, command, environment, event_of, last_words, node_config, python
 from client.site import Site
 from cxrbase_model.files import locked, private_folder, write_private
 from cxrbase_model.processes import Program
@@ -59,9 +59,8 @@ class Node:
 
     @property
     def last_words(self) -> str:
-        """The last line of the SuperNode's log."""
-        lines = self._supernode.last_lines if self._supernode else []
-        return next((line for line in reversed(lines) if line.strip()), "nothing")
+        """Why the SuperNode has ended, in its own words."""
+        return last_words(self._supernode.last_lines if self._supernode else ())
 
     def start(self) -> None:
         """Start what is not there; OSError where a file cannot be written or a process not started."""

@@ -29,7 +29,7 @@ class Event(Enum):
     IN_USE = auto()
 
 
-_PHRASES = (
+PHRASES = (  # of flwr 1.41
     ("SuperNode ID: ", Event.CONNECTED),
     ("Connection successful after ", Event.CONNECTED),
     ("Connection attempt failed, retrying", Event.LOST),
@@ -46,7 +46,15 @@ _PHRASES = (
 
 def event_of(line: str) -> Event | None:
     """What a line of the log tells, None for any other."""
-    return next((event for phrase, event in _PHRASES if phrase in line), None)
+    return next((event for phrase, event in PHRASES if phrase in line), None)
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """Why a SuperNode has ended, from the last lines of its log: what follows its exit code, or the last line that is no mere news."""
+    for number, line in enumerate(lines):
+        if "Exit Code: " in line:
+            return " ".join(lines[number + 1 : number + 3])
+    return next((line for line in reversed(lines) if line and "INFO" not in line), "it does not say why")
 
 
 def command(member: Membership, config: Path, secret: Path, port: int) -> list[str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import uvicorn
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supernode.main import create_app
@@ -22,8 +26,26 @@ from flwr.supernode.start_client_internal import _insert_message
 from cxrbase_model.bundle import bundle_digest, pack_bundle, release_files
 from cxrbase_model.messages import Task, task_to_message
 
+Found = TypeVar("Found")
+
+WAIT = 60.0  # seconds for a process to do or end; reached only where something is wrong
 SECRET = b"between the SuperNode and its executor"
 NODE, RUN = 7, 11
+
+
+def wait_for(look: Callable[[], Found]) -> Found:
+    """What `look` gives once it is true; fails where it does not become so."""
+    deadline = time.monotonic() + WAIT
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -59,18 +81,11 @@ class SuperNode:
         """What the SuperNode would send: each message, whole, and every byte that belongs to it."""
         return [self._whole(message) for message in self.state.get_messages_legacy(is_reply=True)]
 
-    def wait_for_answer(self, seconds: float = 60.0) -> tuple[Message, bytes]:
+    def wait_for_answer(self) -> tuple[Message, bytes]:
         """The next answer; fails where none comes."""
-        deadline = time.monotonic() + seconds
-        while not (found := self.answers()):
-            assert time.monotonic() < deadline, "no answer came"
-            time.sleep(0.05)
-        return found[0]
+        return wait_for(self.answers)[0]
 
     def _whole(self, message: Message) -> tuple[Message, bytes]:
-        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-        from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
         store = self.state.object_store
         tree = store.get_object_tree(message.metadata.message_id)
         contents = {each.object_id: bytes(store.get(each.object_id) or b"") for each in iterate_object_tree(tree)}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 from flwr.supercore.constant import TaskType
@@ -17,11 +15,7 @@ from client.node.supernode import environment, python
 from client.site import Site
 from cxrbase_model.bundle import release_bundle
 from cxrbase_model.messages import Code, Task, reply_from_message
-from tests.client.node.conftest import SECRET, SuperNode
-
-Found = TypeVar("Found")
-
-WAIT = 60.0  # seconds for a process to do or end; reached only where something is wrong
+from tests.client.node.conftest import SECRET, WAIT, SuperNode, wait_for
 
 
 @pytest.fixture
@@ -74,11 +68,3 @@ def test_a_runner_does_not_outlive_an_executor_that_was_killed(
 def children(parent: int) -> list[int]:
     """The processes that a process has started and not waited for."""
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-def wait_for(look: Callable[[], Found]) -> Found:
-    deadline = time.monotonic() + WAIT
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from flwr.supercore.constant import TaskType
 
 from client.bundles import FOLDER, Bundles
-from client.node.executor import runner_command
 from client.node.flower import Exchange
 from client.node.runner import serve
 from client.node.tally import read_tally
@@ -241,12 +239,3 @@ def test_a_token_that_is_not_known_fetches_nothing(node: SuperNode, site: Site) 
     with exchange.alive():
         assert not serve(exchange, site.private)
     assert node.answers() == []
-
-
-def test_the_program_answers_one_task_and_ends(node: SuperNode, site: Site, task_for: Callable[..., Task]) -> None:
-    token = node.claim(node.offer(task_for("describe"), release_bundle()))
-    command = runner_command(node.address, site.private, agent=False)
-    done = subprocess.run(command, input=f"{token}\n", text=True, capture_output=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    reply = answer(node)
-    assert (reply.site, reply.kind, reply.code) == ("riverside", "describe", None)

@@ -31,9 +31,9 @@ from sim.proxy import Line
 
 _GRACE = 30.0  # seconds in which a program may end by itself
 
-# What a process of the deployment is known by in its command line.
+# What a process of the deployment is known by in its command line; a ClientApp is a fork of a process that has everything loaded.
 SUPERLINK, SERVERAPP, SUPERNODE, EXECUTOR, CLIENTAPP = (
-    "server.superlink", "flwr-serverapp", "client.node.supernode", "client.node.executor", "client.node.runner",
+    "server.superlink", "flwr-serverapp", "client.node.supernode", "client.node.executor", "multiprocessing.forkserver",
 )  # fmt: skip
 
 
@@ -78,7 +78,11 @@ class Daemon:
 
     def processes(self, kind: str) -> list[Process]:
         """The running processes of a kind that it has started."""
-        return [process for process in descendants(self.pid) if kind in process.command] if self.running() else []
+        found = {process.pid: process for process in descendants(self.pid)} if self.running() else {}
+        same = [process for process in found.values() if kind in process.command]
+        if kind != CLIENTAPP:
+            return same
+        return [process for process in same if process.parent in found and kind in found[process.parent].command]
 
     def stop(self) -> None:
         """End it as an administrator does; by force where that takes too long."""

@@ -11,9 +11,10 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Process:
-    """A process: its number, its command line in one string, and the bytes of memory it holds alone (resident, not shared)."""
+    """A process: its number, its parent's, its command line in one string, and the bytes it holds alone (resident, not shared)."""
 
     pid: int
+    parent: int
     command: str
     memory: int
 
@@ -24,20 +25,21 @@ def descendants(pid: int) -> list[Process]:
     for entry in _PROC.iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError, IndexError):
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                state, above = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
                 if state != "Z":
-                    parents.setdefault(int(parent), []).append(int(entry.name))
+                    parents.setdefault(int(above), []).append(int(entry.name))
     found, waiting = [], [pid]
     while waiting:
-        children = parents.get(waiting.pop(), [])
+        parent = waiting.pop()
+        children = parents.get(parent, [])
         waiting += children
         for child in children:
             with contextlib.suppress(OSError, IndexError):
-                found.append(_process(child))
+                found.append(_process(child, parent))
     return found
 
 
-def _process(pid: int) -> Process:
+def _process(pid: int, parent: int) -> Process:
     command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
     resident, shared = (int(field) for field in (_PROC / str(pid) / "statm").read_text().split()[1:3])
-    return Process(pid, command, 4096 * (resident - shared))
+    return Process(pid, parent, command, 4096 * (resident - shared))

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import httpx
 
 from client.node.flower import Claim, Tasks
-from client.node.supernode import python
+from client.node.runner import LIBRARIES, run_task
+from cxrbase_model.bundle import bundle_digest, release_bundle
 from cxrbase_model.processes import end_with_parent
 
 _PAUSE = 0.2  # seconds between questions for the next task
@@ -45,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(tasks: Tasks, address: str, private: Path) -> None:
-    """Start a runner for each task and wait for its end, for ever."""
+    """Start a runner for each task and wait for its end, until the installed release is another one than at the start."""
+    fresh = multiprocessing.get_context(
+        "forkserver"
+    )  # its processes have the libraries loaded, and nothing of earlier tasks
+    fresh.set_forkserver_preload([LIBRARIES])
+    release = bundle_digest(release_bundle())
     while True:
         try:
             claim = tasks.next()
@@ -54,37 +61,27 @@ def work(tasks: Tasks, address: str, private: Path) -> None:
             time.sleep(_PAUSE_ALONE)
             continue
         if claim is not None:
-            _run(claim, address, private)
+            if bundle_digest(release_bundle()) != release:
+                log.warning("the release was updated; the executor starts anew")
+                return
+            _run(fresh, claim, address, private)
         time.sleep(_PAUSE)
 
 
-def _run(claim: Claim, address: str, private: Path) -> None:
+def _run(fresh: ForkServerContext, claim: Claim, address: str, private: Path) -> None:
     """One task from beginning to end; its token goes by a pipe, since others can read command lines."""
     if claim.agent:
         log.warning("an AgentApp was asked for; it is refused")
-    runner = subprocess.Popen(runner_command(address, private, agent=claim.agent), stdin=subprocess.PIPE)
+    runner = fresh.Process(target=run_task, args=(claim.token, address, private, claim.agent), name="runner")
+    runner.start()
     try:
-        runner.communicate(f"{claim.token}\n".encode())
+        runner.join()
     finally:  # this process is told to end
-        if runner.poll() is None:
+        if runner.is_alive():
             runner.terminate()
-            runner.wait()
-    if runner.returncode != 0:
-        log.warning("the runner ended with status %d", runner.returncode)
-
-
-def runner_command(address: str, private: Path, *, agent: bool) -> list[str]:
-    """The command line of a runner."""
-    command = [
-        *python("client.node.runner"),
-        "--private",
-        str(private),
-        "--address",
-        address,
-        "--parent",
-        str(os.getpid()),
-    ]
-    return [*command, "--agent"] if agent else command
+            runner.join()
+    if runner.exitcode != 0:
+        log.warning("the runner ended with status %s", runner.exitcode)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m client.node.runner` answers one task and ends. It decides which code may run for it.
+"""The runner answers one task and ends. It decides which code may run for it.
 
 The installed release's own bundle: the installed code runs, and of the bundle not one file is unpacked. A bundle that the hospital has
 approved: it is unpacked below the private folder and run from there. Any other: nothing of it is unpacked or imported, the
@@ -7,13 +7,12 @@ installed code answers BUNDLE, and the bundle is kept for somebody to look at.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -30,21 +29,22 @@ from cxrbase_model.processes import end_with_parent
 _PACKAGES = ("client", "cxrbase_model", "server")
 _APP = "client.app"
 
+LIBRARIES = _APP  # what takes seconds to load and every task needs
+
 log = logging.getLogger("cxrbase.runner")
 
 App = Callable[[Message, Context], Message]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Answer the task whose token is on standard input; 0 where the answer was handed back."""
+def run_task(token: str, address: str, private: Path, agent: bool) -> None:
+    """Be the process that answers the task of a token and ends, with status 0 where the answer was handed back."""
     os.umask(0o077)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each of five requests a second
-    parsed = _parser().parse_args(arguments)
-    end_with_parent(parsed.parent)
-    exchange = Exchange(parsed.address, sys.stdin.readline().strip())
-    with locked(private_folder(parsed.private / RUN) / TASK_LOCK), exchange.alive():
-        return 0 if serve(exchange, parsed.private, agent=parsed.agent) else 1
+    end_with_parent()
+    exchange = Exchange(address, token)
+    with locked(private_folder(private / RUN) / TASK_LOCK), exchange.alive():
+        sys.exit(0 if serve(exchange, private, agent=agent) else 1)
 
 
 def serve(exchange: Exchange, private: Path, *, agent: bool = False) -> bool:
@@ -119,16 +119,3 @@ def _load_approved(bundle: bytes, private: Path) -> App:
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     return _load()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="client.node.runner", description="Answer one task of the SuperNode.")
-    parser.add_argument("--private", type=Path, required=True, help="the hospital's private folder")
-    parser.add_argument("--address", required=True, help="address of the SuperNode's Runtime API, host:port")
-    parser.add_argument("--parent", type=int, required=True, help="id of the process to end with")
-    parser.add_argument("--agent", action="store_true", help="the task is an AgentApp's, which is refused")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

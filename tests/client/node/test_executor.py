@@ -50,7 +50,7 @@ def test_a_runner_ends_with_its_executor(
     supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task]
 ) -> None:
     supernode.offer(task_for("mae"), release_bundle())
-    runner = wait_for(lambda: children(executor.pid))[0]
+    runner = wait_for(lambda: runners(executor.pid))[0]
     executor.send_signal(signal.SIGTERM)
     assert executor.wait(WAIT) == 0
     assert not Path(f"/proc/{runner}").exists()
@@ -60,9 +60,14 @@ def test_a_runner_does_not_outlive_an_executor_that_was_killed(
     supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task]
 ) -> None:
     supernode.offer(task_for("mae"), release_bundle())
-    runner = wait_for(lambda: children(executor.pid))[0]
+    runner = wait_for(lambda: runners(executor.pid))[0]
     executor.kill()
     wait_for(lambda: not Path(f"/proc/{runner}").exists())
+
+
+def runners(executor: int) -> list[int]:
+    """The runners of an executor: forks of a process that it has started."""
+    return [runner for between in children(executor) for runner in children(between)]
 
 
 def children(parent: int) -> list[int]:

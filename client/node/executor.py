@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 import httpx
@@ -61,18 +61,16 @@ def work(tasks: Tasks, address: str, private: Path) -> None:
             time.sleep(_PAUSE_ALONE)
             continue
         if claim is not None:
-            if bundle_digest(release_bundle()) != release:
-                log.warning("the release was updated; the executor starts anew")
-                return
-            _run(fresh, claim, address, private)
+            updated = bundle_digest(release_bundle()) != release
+            _run(multiprocessing.get_context("spawn") if updated else loaded, claim, address, private)
         time.sleep(_PAUSE)
 
 
-def _run(fresh: ForkServerContext, claim: Claim, address: str, private: Path) -> None:
+def _run(context: ForkServerContext | SpawnContext, claim: Claim, address: str, private: Path) -> None:
     """One task from beginning to end; its token goes by a pipe, since others can read command lines."""
     if claim.agent:
         log.warning("an AgentApp was asked for; it is refused")
-    runner = fresh.Process(target=run_task, args=(claim.token, address, private, claim.agent), name="runner")
+    runner = context.Process(target=run_task, args=(claim.token, address, private, claim.agent), name="runner")
     runner.start()
     try:
         runner.join()

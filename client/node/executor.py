@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(tasks: Tasks, address: str, private: Path) -> None:
-    """Start a runner for each task and wait for its end, until the installed release is another one than at the start."""
-    fresh = multiprocessing.get_context(
+    """Start a runner for each task and wait for its end, for ever."""
+    loaded = multiprocessing.get_context(
         "forkserver"
-    )  # its processes have the libraries loaded, and nothing of earlier tasks
-    fresh.set_forkserver_preload([LIBRARIES])
+    )  # forks that have the libraries loaded, and nothing of earlier tasks
+    loaded.set_forkserver_preload([LIBRARIES])
     release = bundle_digest(release_bundle())
     while True:
         try:

@@ -7,14 +7,18 @@ these do besides: installing the code that the server sent, and sending the text
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 RELEASE = "1.41"
 
@@ -25,6 +29,7 @@ if not version("flwr").startswith(
 try:
     from flwr.app import Context, Error, Message
     from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
@@ -36,6 +41,8 @@ try:
     from flwr.supercore.retry import RetryInvoker, exponential
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.cli import flower_supernode
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 except ImportError as error:
     sys.exit(f"cxrbase-client: flwr {version('flwr')} lacks a part ({error.name}); install the release's own versions")
@@ -132,6 +139,21 @@ class Exchange:
 def failure(request: Message) -> Message:
     """The answer that says that there is none, always in the same words."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "the hospital has no answer"), reply_to=request)
+
+
+def sign_off(node: int, superlink: str, authority: Path, key_file: Path) -> None:
+    """Tell the server that a SuperNode has ended that could not say so itself; else its key is held for up to a minute.
+
+    That the server cannot be reached, or knows better, is left to the next SuperNode to find out.
+    """
+    key = load_ssh_private_key(key_file.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # `client.membership` has made it
+    interceptors = (RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key()))
+    with (
+        contextlib.suppress(httpx.HTTPError),
+        FleetHttpClient.from_server_address(superlink, False, authority.read_bytes(), interceptors) as client,
+    ):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node))
 
 
 def run_supernode(arguments: list[str]) -> None:

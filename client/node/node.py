@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import queue
 import secrets
 import socket
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 from client.membership import Membership
-from client.node.supernode import Event, command, environment, event_of, last_words, node_config, python
+from client.node.supernode import Event, command, environment, event_of, last_words, node_config, number_of, python
 from client.site import Site
 from cxrbase_model.files import locked, private_folder, write_private
 from cxrbase_model.processes import Program
@@ -19,6 +20,8 @@ from cxrbase_model.processes import Program
 RUN = "run"  # folder of what only lives as long as the daemon
 LOGS = "logs"
 TASK_LOCK = "task.lock"  # held by the runner while a task runs
+
+_NUMBER = "number"  # the server's for this hospital, and the machine that it was told to
 
 _GRACE = 20.0  # seconds from the request to end until a process is killed
 _EXECUTOR_PAUSE = 5.0  # seconds between two starts of the executor
@@ -72,7 +75,9 @@ class Node:
         config = self._folder / "node.toml"
         write_private(config, node_config(self._site_file))
         self.connected, self.in_use, self._exchanging = False, False, False
-        self._supernode = self._program("supernode", command(self._member, config, self._secret, self._port))
+        self._supernode = self._program(
+            "supernode", command(self._member, config, self._secret, self._port, self._earlier())
+        )
         self._tend_executor()
 
     def listen(self, seconds: float) -> None:
@@ -100,8 +105,22 @@ class Node:
         self._end_executor()
         self.connected, self._exchanging = False, False
 
+    def _earlier(self) -> int:
+        """The server's number for this hospital, of the last SuperNode that ran from this folder on this machine; 0 if unknown.
+
+        A copy of the folder on another machine must not sign off the one that runs here.
+        """
+        try:
+            number, machine = (self._folder / _NUMBER).read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError):
+            return 0
+        return int(number) if machine == platform.node() else 0
+
     def _hear(self, line: str) -> None:
-        event = event_of(line)
+        event, number = event_of(line), number_of(line)
+        if number is not None:
+            with contextlib.suppress(OSError):  # a full disk costs up to a minute after the next crash
+                write_private(self._folder / _NUMBER, f"{number}\n{platform.node()}".encode())
         if event in (Event.CONNECTED, Event.LOST):
             self.connected = event is Event.CONNECTED
         elif event in (Event.BUSY, Event.IDLE):

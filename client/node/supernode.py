@@ -44,6 +44,12 @@ PHRASES = (  # of flwr 1.41
 )
 
 
+def number_of(line: str) -> int | None:
+    """The server's number for this hospital, where a line of the log tells it."""
+    number = line.rpartition("SuperNode ID: ")[2] if "SuperNode ID: " in line else ""
+    return int(number) if number.isdecimal() else None
+
+
 def event_of(line: str) -> Event | None:
     """What a line of the log tells, None for any other."""
     return next((event for phrase, event in PHRASES if phrase in line), None)
@@ -57,11 +63,14 @@ def last_words(lines: Sequence[str]) -> str:
     return next((line for line in reversed(lines) if line and "INFO" not in line), "it does not say why")
 
 
-def command(member: Membership, config: Path, secret: Path, port: int) -> list[str]:
-    """The command line of a SuperNode that serves its Runtime API at `port` of this machine alone."""
+def command(member: Membership, config: Path, secret: Path, port: int, earlier: int) -> list[str]:
+    """The command line of a SuperNode that serves its Runtime API at `port` of this machine alone.
+
+    earlier: the server's number for this hospital, as told to a SuperNode that has gone; 0 where there was none.
+    """
     address = f"[{member.kit.address}]" if ":" in member.kit.address else member.kit.address
     return [
-        *python("client.node.supernode"), str(os.getpid()),
+        *python("client.node.supernode"), str(os.getpid()), str(earlier),
         "--superlink", f"{address}:{member.kit.port}",
         "--root-certificates", str(member.authority), "--auth-supernode-private-key", str(member.key),
         "--isolation", "process", "--superexec-auth-secret-file", str(secret),
@@ -91,12 +100,20 @@ def environment(private: Path) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be a SuperNode: the id of the process to end with, then the SuperNode's own arguments."""
+    """Be a SuperNode: the id of the process to end with, the number to sign off first, then the SuperNode's own options."""
     os.umask(0o077)
-    end_with_parent(int(arguments[0]))
-    from client.node.flower import run_supernode  # the daemon, which shares this module, can do without Flower
+    parent, earlier, *options = arguments
+    end_with_parent(int(parent))
+    from client.node.flower import (  # the daemon, which shares this module, can do without Flower
+        run_supernode,
+        sign_off,
+    )
 
-    run_supernode(list(arguments[1:]))
+    if int(earlier):
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        keys = (Path(given["--root-certificates"]), Path(given["--auth-supernode-private-key"]))
+        sign_off(int(earlier), given["--superlink"], *keys)
+    run_supernode(options)
     # It returns where it has given the server up, as after a handshake that was cut, while its HTTP thread goes on for ever.
     logging.shutdown()
     os._exit(1)

@@ -25,7 +25,7 @@ from server.consortium import Consortium, read_consortium
 from server.enrolment import enrol, kit_file, provision, revoke
 
 PROGRAMS = Path(sys.executable).parent
-WAIT = 120.0  # seconds; the server lets a key that was not signed off in again after 60
+WAIT = 120.0  # seconds; reached only where something is wrong
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -37,7 +37,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def run(name: str, *command: object) -> subprocess.Popen[bytes]:
         (tmp_path / "home").mkdir(exist_ok=True)
-        environment = os.environ | {"FLWR_HOME": str(tmp_path / "home"), "FLWR_TELEMETRY_ENABLED": "0"}
+        path = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"FLWR_HOME": str(tmp_path / "home"), "FLWR_TELEMETRY_ENABLED": "0", "PATH": path}
         with (tmp_path / f"{name}.log").open("ab") as log:
             started.append(
                 subprocess.Popen([sys.executable, "-m", *map(str, command)], stdout=log, stderr=log, env=environment)
@@ -124,13 +125,6 @@ def wait_for_state(file: Path, state: State, text: str = "") -> None:
     wait_for(look, f"the hospital is not {state.value}: {read_status(file.parent / 'private')}")
 
 
-def supernode_of(file: Path) -> int:
-    """The SuperNode's process, from its own log."""
-    lines = (file.parent / "private" / "logs" / "supernode.log").read_text().splitlines()
-    started = [line for line in lines if "Started server process [" in line]
-    return int(started[-1].partition("[")[2].partition("]")[0])
-
-
 def serving(file: Path) -> bool:
     address = yaml.safe_load(file.read_text())["daemon"]["health"]
     with grpc.insecure_channel(address) as channel:
@@ -165,9 +159,7 @@ def test_a_revoked_hospital_is_told_so(site_file: Path, consortium: Consortium, 
 
 
 @pytest.mark.slow
-def test_two_daemons_with_one_key_take_turns_and_a_killed_supernode_comes_back(
-    site_file: Path, start: Start, tmp_path: Path
-) -> None:
+def test_two_daemons_with_one_key_take_turns(site_file: Path, start: Start, tmp_path: Path) -> None:
     copy = tmp_path / "copy" / "SITE.yaml"
     shutil.copytree(site_file.parent, copy.parent)
     copy.write_text(yaml.safe_dump(settings(free_port())))
@@ -175,8 +167,6 @@ def test_two_daemons_with_one_key_take_turns_and_a_killed_supernode_comes_back(
     wait_for_state(site_file, State.CONNECTED)
     start("copy", "client.cli", "start", copy)
     wait_for_state(copy, State.REFUSED, "online already")
-    os.kill(supernode_of(site_file), signal.SIGKILL)
-    wait_for_state(site_file, State.REFUSED, "online already")
     first.send_signal(signal.SIGTERM)
     assert first.wait(WAIT) == 0
     wait_for_state(copy, State.CONNECTED)

@@ -139,13 +139,13 @@ def table() -> list[Fault]:
     return faults
 
 
-def fault_plan(rounds: int) -> Plan:
-    """A plan of many short rounds with an update of 1.6 MB, and a few seconds of training in each hospital."""
+def fault_plan(rounds: int, local_epochs: float = 16) -> Plan:
+    """A plan of many short rounds with an update of 1.7 MB, and a few seconds of training in each hospital."""
     mapping = {
         "schema": 1, "name": "faults", "seed": 5,
         "data": {"findings": ["No Finding", "Nodule"], "image_size": 32},
         "model": {"encoder": "vit_micro", "patch_size": 8, "depth": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
-        "stages": [{"kind": "pretrain", "name": "mae", "rounds": rounds, "local_epochs": 16, "batch_size": 8}],
+        "stages": [{"kind": "pretrain", "name": "mae", "rounds": rounds, "local_epochs": local_epochs, "batch_size": 8}],
         "federation": {"quorum": 2, "deadline": 600, "join_deadline": 300, "absence": 300, "keep_checkpoints": 2},
     }  # fmt: skip
     return read(Plan, mapping)

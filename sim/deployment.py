@@ -50,7 +50,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it, or start it again."""
-        program = str(Path(sys.executable).with_name(self._command[0]))
+        program = str(Path(sys.executable).parent / self._command[0])
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [program, *self._command[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -165,9 +165,9 @@ class Daemon:
     def _retry(self, finding: Finding) -> None:
         pause = self._backoff.pause()
         self._next_try = time.monotonic() + pause
-        self._journal.problem(finding.text, finding.remedy)
         unheard = finding.problem is None or finding.problem in _UNHEARD
         self._journal.enter(State.CONNECTING if unheard else State.REFUSED, next_try=time.time() + pause)
+        self._journal.problem(finding.text, finding.remedy)
 
     def _probe(self) -> Probe:
         try:

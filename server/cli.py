@@ -15,7 +15,7 @@ from cxrbase_model.plan import read_plan, timeline
 from cxrbase_model.settings import SettingsError
 from server import run_commands
 from server.authority import days_left
-from server.consortium import read_consortium
+from server.consortium import read_consortium, settle
 from server.enrolment import enrol, enrolled, kit, kit_file, provision, revoke
 from server.finish import finish
 from server.report import summary_text
@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     setup.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
     setup.add_argument("--renew", action="store_true", help="make a new server certificate")
+    setup.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for all of it; written to the settings as `home`"
+    )
     setup.set_defaults(run=_provision)
     enrolment = commands.add_parser("enrol", help="take in the public key that a hospital has sent")
     enrolment.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
@@ -85,6 +88,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _provision(arguments: argparse.Namespace) -> int:
     consortium = read_consortium(arguments.consortium)
+    if arguments.out is not None:
+        consortium = settle(arguments.consortium, consortium, arguments.out)
     authority = provision(consortium, renew=arguments.renew)
     keys, width = enrolled(consortium), max(map(len, consortium.hospitals))
     for hospital in consortium.hospitals:

@@ -8,6 +8,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from cxrbase_model.kit import check_address, check_name
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
 
@@ -80,3 +82,16 @@ def read_consortium(path: Path) -> Consortium:
     folder = path.resolve().parent
     plan = None if consortium.plan is None else folder / consortium.plan
     return dataclasses.replace(consortium, home=folder / consortium.home, run=folder / consortium.run, plan=plan)
+
+
+def settle(path: Path, consortium: Consortium, home: Path) -> Consortium:
+    """Make a folder the consortium's `home` and say so in its file; SettingsError where the file names another one already."""
+    home = home.resolve()
+    if "home" in load_yaml(path):
+        if consortium.home.resolve() != home:
+            raise SettingsError(f"--out: expected {consortium.home}, which is home in {path}; found {home}")
+        return consortium
+    text = path.read_text(encoding="utf-8")
+    break_ = "" if text.endswith("\n") else "\n"
+    path.write_text(f"{text}{break_}{yaml.safe_dump({'home': str(home)})}", encoding="utf-8")
+    return dataclasses.replace(consortium, home=home)

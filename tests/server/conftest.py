@@ -1,12 +1,13 @@
-"""A clock that tests move, so that hours of waiting take no time."""
+"""What the server's tests share: a clock that they move, so that hours of waiting take no time, and one thread for small numbers."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 
 class Clock:
@@ -42,3 +43,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for module in ("exchange", "rounds", "records", "live"):
         monkeypatch.setattr(f"server.{module}.time", made)
     return made
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models here are so small that threads wait for each other longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

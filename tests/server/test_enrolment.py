@@ -269,3 +269,14 @@ def test_the_commands_of_the_operator(
     file.write_text(yaml.safe_dump(SETTINGS | {"certificate_days": 20}), encoding="utf-8")
     assert main(["provision", str(file), "--renew"]) == 0
     assert "19 days; run provision --renew" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_folder_named_when_provisioning_is_kept_in_the_settings(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["provision", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "elsewhere" / "authority.pem").exists()
+    assert read_consortium(file).home == tmp_path / "elsewhere"
+    assert main(["provision", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
+    assert main(["provision", str(file), "--out", str(tmp_path / "third")]) == 2
+    assert "--out: expected" in capsys.readouterr().err

@@ -74,8 +74,8 @@ class Rounds:
             return not free
 
     def _process(self) -> int | None:
-        status = read_status(self._folder)
-        return int(status["process"]) if status else None
+        process = (read_status(self._folder) or {}).get("process")
+        return process if isinstance(process, int) else None
 
 
 class Daemon:
@@ -150,7 +150,7 @@ class Daemon:
             self._ending.wait(self._links.pause())
         self._links.begin()
         self._keys = None
-        command = [sys.executable, "-m", "server.superlink", str(self._file)]
+        command = [sys.executable, "-m", "server.superlink", str(self._file), str(os.getpid())]
         self._superlink = Program(command, self._home.logs / "superlink.log", environment(self._home))
         return self._answers()
 
@@ -173,13 +173,12 @@ class Daemon:
         with control(self._consortium) as link:
             known = link.keys()
             keys = {flower_key(key): name for name, key in wanted.items()}
-            for key, entry in known.items():
-                if keys.get(key) != entry.name:
-                    link.keep_out(entry.node)
-                    self._say(f"{entry.name}: its key is not let in any more")
-            for key, name in keys.items():
-                if key not in known:
-                    self._let_in(link.let_in, name, key)
+            stay = {key for key, entry in known.items() if keys.get(key) == entry.name}
+            for key in known.keys() - stay:
+                link.keep_out(known[key].node)
+                self._say(f"{known[key].name}: its key is not let in any more")
+            for key in keys.keys() - stay:
+                self._let_in(link.let_in, keys[key], key)
         self._keys = wanted
 
     def _let_in(self, register: Callable[[str, bytes], None], name: str, key: bytes) -> None:
@@ -190,7 +189,7 @@ class Daemon:
             self._say(f"{name}: its key is let in")
         except httpx.HTTPStatusError:
             self._say(
-                f"{name}: its key was revoked before and cannot come back; the hospital makes a new one with join --replace"
+                f"{name}: its key was let in before, under this name or another, and cannot come back; the hospital makes a new one with join --replace"
             )
 
     def _submit(self) -> None:

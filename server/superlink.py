@@ -1,4 +1,4 @@
-"""Flower's SuperLink behind the gate: `python -m server.superlink CONSORTIUM.yaml` is the process that hospitals speak to.
+"""Flower's SuperLink behind the gate: `python -m server.superlink CONSORTIUM.yaml DAEMON` is the process that hospitals speak to.
 
 What it takes from Flower beyond its public names, and why:
 - `flwr.superlink.main.create_app` is wrapped, because the SuperLink serves its Control, Runtime and Fleet APIs at one port, the first
@@ -33,7 +33,7 @@ _LOOK_EVERY = 2.0  # seconds between looks at the certificate's file
 
 def main() -> None:
     """Serve until the process is ended."""
-    end_with_parent()
+    end_with_parent(int(sys.argv[2]))
     consortium = read_consortium(Path(sys.argv[1]))
     flower = importlib.import_module("flwr.superlink.main")
     server = importlib.import_module("uvicorn.config")

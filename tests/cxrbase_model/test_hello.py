@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from cxrbase_model.hello import Hello, hello_from_json, hello_to_json, signed, signer
 
-HELLO = Hello(1, "northlight", "0.1.0", 2, "b" * 64, "p" * 64, 1.7e9, "riverside")
+HELLO = Hello(1, "northlight", "0.1.0", 2, "b" * 64, "a" * 64, 1.7e9, "riverside")
 KEY = ec.generate_private_key(ec.SECP384R1())
 PLAIN = KEY.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
@@ -117,3 +117,19 @@ def test_an_answer_that_lacks_something_is_refused(missing: str) -> None:
     del content[missing]
     with pytest.raises(ValueError, match="found a damaged one"):
         hello_from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bundle", "../../etc"),
+        ("plan", "A" * 64),
+        ("consortium", "north\x1b[2Jlight"),
+        ("release", "0.1.0\nok    everything"),
+        ("hospital", "a/b"),
+        ("protocol", True),
+    ],
+)
+def test_nothing_that_a_server_says_can_steer_a_terminal_or_name_another_file(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match="found a damaged one"):
+        hello_from_json(hello_to_json(HELLO) | {name: value})

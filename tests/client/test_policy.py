@@ -186,3 +186,15 @@ def test_a_rehearsal_without_labels_tells_so(site: Site, plan: Plan, monkeypatch
     monkeypatch.setattr("client.work.labelled_share", lambda cache, rows, fraction, seed: rows[:0])
     (detect,) = (done for done in rehearse(plan, site) if done.stage.name == "detect")
     assert (detect.code, detect.reply) == (Code.NO_LABELS, None)
+
+
+def test_the_only_plan_that_was_asked_for_is_rehearsed_without_naming_it(
+    site: Site, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(site.private.parent / "SITE.yaml")
+    assert main(["rehearse", file]) == 2
+    assert "--plan: is required" in capsys.readouterr().err
+    Approvals(site.private).ask(plan)
+    assert main(["rehearse", file]) == 0
+    assert f"rehearses {plan.name}" in capsys.readouterr().out
+    assert main(["rehearse", file, "--plan", plan.digest[:8]]) == 0

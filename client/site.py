@@ -161,6 +161,11 @@ class Policy:
     parameters: int = knob(
         1_000_000_000, unit="parameters", low=1, high=1 << 40, why="largest model that may be trained here"
     )
+    epsilon: float | None = knob(
+        None,
+        low=0.0,
+        why="least privacy: the largest epsilon that a training may spend; one without any guarantee is refused",
+    )
     hours: tuple[str, ...] = knob(
         (), why='local times of day at which tasks may begin, such as "19:00-07:00"; none given means any'
     )

@@ -65,6 +65,16 @@ def test_a_plan_on_the_list_runs(site: Site, task_for: TaskFor, plan: Plan) -> N
     assert answer(task_for("mae"), allowing(site, plans="list", digests=["0" * 64, plan.digest])).code is None
 
 
+def test_where_privacy_is_required_no_training_without_a_guarantee_runs(
+    site: Site, task_for: TaskFor, plan: Plan
+) -> None:
+    strict = allowing(site, epsilon=8.0)
+    for stage in ("mae", "detect"):
+        assert answer(task_for(stage), strict).code is Code.POLICY
+    assert objection(plan, "mae", strict) == "policy.epsilon allows 8, stage mae gives no guarantee"
+    assert answer(task_for("test"), strict).code is None
+
+
 @pytest.mark.parametrize(
     ("hours", "hour", "minute", "is_open"),
     [

@@ -17,11 +17,13 @@ from client.policy import Refused, Work, check_plan, check_size, check_task
 from client.release import description, evaluated, trained
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
-from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, predict, pretrain, pretrain_loss
-from cxrbase_model.mae import MaskedAutoencoder, build_autoencoder
+from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
+from cxrbase_model.features import build_objective
+from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.metrics import auroc, evaluate_scores
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, PretrainStage
+from cxrbase_model.predict import predict, pretrain_loss
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import load_state, state_of, subtract
 
@@ -100,14 +102,16 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     rows = cache.rows("train")
     if len(rows) == 0:
         raise Refused(Code.NO_PICTURES)
-    model = build_autoencoder(work.plan)
+    model = build_objective(work.plan, stage)
     _load(model, work)
     seed = derive_seed(work.plan.seed, "train", task.round, site.site)
     held_out = _validation_loss(model, stage, site, cache, work, runtime)
     stream = (images for images, _ in batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs))
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    result = pretrain(model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments)
+    result = pretrain(
+        model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+    )
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_loss": held_out})
 
@@ -125,7 +129,9 @@ def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: C
     weights = positive_weights(cache.labels[rows], stage.positive_weight)
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    result = finetune(model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments)
+    result = finetune(
+        model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+    )
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_auroc": held_out})
 

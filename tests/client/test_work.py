@@ -16,11 +16,12 @@ from client.site import Site
 from client.work import _progress, describe, evaluate, labelled, labelled_share, positive_weights, train
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.codec import unpack
-from cxrbase_model.engine import Runtime, predict, pretrain_loss
+from cxrbase_model.engine import Runtime
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.messages import Task
 from cxrbase_model.metrics import auroc
 from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage
+from cxrbase_model.predict import predict, pretrain_loss
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import State, add, load_state, norm
 

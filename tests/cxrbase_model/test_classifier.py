@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from cxrbase_model.classifier import build_classifier, masked_bce
+from cxrbase_model.classifier import build_classifier
+from cxrbase_model.losses import masked_bce
 from cxrbase_model.plan import FinetuneStage, Plan
 from cxrbase_model.state import state_of, with_prefix
 

@@ -62,5 +62,5 @@ class AttentivePool(nn.Module):
     def forward(self, features_BND: Tensor) -> Tensor:
         """[B, N, D] to [B, C, D]."""
         index = torch.arange(self.queries.num_embeddings, device=features_BND.device)
-        pooled: Tensor = self.attn(self.queries(index.expand(len(features_BND), -1)), features_BND)
+        pooled: Tensor = self.attn(self.queries(index.repeat(len(features_BND), 1)), features_BND)
         return pooled

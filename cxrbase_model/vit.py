@@ -145,8 +145,8 @@ class Positions(nn.Module):
         if self.learned is None:
             return fixed if index_Bn is None else fixed[index_Bn]  # type: ignore[no-any-return]  # a buffer has no type
         if index_Bn is None:  # a row for each picture, which Opacus needs
-            index_Bn = torch.arange(len(fixed), device=fixed.device).expand(batch, -1)
-        vectors: Tensor = self.learned(index_Bn)
+            index_Bn = torch.arange(len(fixed), device=fixed.device).repeat(batch, 1)
+        vectors: Tensor = self.learned(index_Bn.contiguous())  # Opacus looks at it as a list
         return vectors
 
 

@@ -12,11 +12,14 @@ from torch.nn import functional as F
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762) in which queries see features and not each other."""
+    """Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762) in which queries see features and not each other.
+
+    `fused_attn`, named as in timm's Attention, says whether one kernel does it or three.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused_attn = heads, True
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -24,9 +27,12 @@ class CrossAttention(nn.Module):
     def forward(self, queries_BMD: Tensor, features_BnD: Tensor) -> Tensor:
         """[B, M, D] and [B, n, D] to [B, M, D]."""
         keys, values = self.kv(features_BnD).chunk(2, dim=2)
-        attended_BhMd = F.scaled_dot_product_attention(
-            self._by_head(self.q(queries_BMD)), self._by_head(keys), self._by_head(values)
-        )
+        queries_BhMd, keys_Bhnd, values_Bhnd = (self._by_head(x) for x in (self.q(queries_BMD), keys, values))
+        if self.fused_attn:
+            attended_BhMd = F.scaled_dot_product_attention(queries_BhMd, keys_Bhnd, values_Bhnd)
+        else:
+            scores_BhMn = queries_BhMd * queries_BhMd.shape[3] ** -0.5 @ keys_Bhnd.transpose(2, 3)
+            attended_BhMd = scores_BhMn.softmax(dim=3) @ values_Bhnd
         result: Tensor = self.proj(attended_BhMd.transpose(1, 2).flatten(2))
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from cxrbase_model.attention import AttentivePool, CrossAttention, CrossBlock
@@ -22,8 +23,10 @@ def slow_attention(layer: CrossAttention, queries: torch.Tensor, features: torch
     return layer.proj(out)
 
 
-def test_cross_attention_equals_the_slow_version() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_cross_attention_equals_the_slow_version(fused: bool) -> None:
     layer = CrossAttention(16, 4)
+    layer.fused_attn = fused
     queries, features = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
     with torch.no_grad():
         torch.testing.assert_close(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.attention import Attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cxrbase_model.classifier import build_classifier
@@ -99,3 +100,18 @@ def test_the_loop_looks_at_the_device_every_so_many_steps_and_no_more(
             train(small_plan, CPU, steps)
         counts.append(waits.count)
     assert counts[1] - counts[0] == 3
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_attention_in_plain_products_computes_the_same(small_plan: Plan, precision: str) -> None:
+    stage = small_plan.stage("mae")
+    assert isinstance(stage, PretrainStage)
+    model = build_objective(small_plan, stage)
+    visible, hidden = model.random_masking(8, 0.75, torch.Generator().manual_seed(0))
+    losses = []
+    for runtime in (CPU, replace(CPU, precision=precision)):
+        runtime.prepared(model)
+        losses.append(model(pictures() / 255, visible, hidden))
+    fused = [part.fused_attn for part in model.modules() if isinstance(part, Attention)]
+    assert set(fused) == {precision == "float32"}
+    torch.testing.assert_close(*losses)

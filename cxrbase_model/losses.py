@@ -5,7 +5,9 @@ C is the number of findings. Targets are 1, 0, a probability between, or NaN.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +37,12 @@ def masked_bce(logits_BC: Tensor, targets_BC: Tensor, weights_C: Tensor | None =
 def known_labels(targets_BC: Tensor) -> Tensor:
     """How many labels are known, at least 1: what a sum of costs is divided by."""
     return torch.isfinite(targets_BC).sum().clamp(min=1)
+
+
+def positive_weights(labels_NC: NDArray[np.float32], cap: float) -> Tensor:
+    """The weight of positives per finding: negatives over positives among the known, from 1 to the cap."""
+    positives, negatives = (labels_NC >= 0.5).sum(axis=0), (labels_NC < 0.5).sum(axis=0)
+    return torch.from_numpy(np.clip(negatives / np.maximum(positives, 1), 1.0, cap).astype(np.float32))
 
 
 def _asymmetric(logits_BC: Tensor, targets_BC: Tensor, weights_C: Tensor | None, loss: Loss) -> Tensor:

@@ -39,6 +39,11 @@ class World:
             return rows
         return {name: tensor.tensor_split(self.size)[self.rank] for name, tensor in rows.items()}
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes."""
         if self.size > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from client.dataset import Cache
 from client.site import Site
-from client.work import _progress, describe, evaluate, labelled, labelled_share, positive_weights, train
+from client.work import _progress, describe, evaluate, train
 from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.codec import unpack
@@ -26,6 +25,7 @@ from cxrbase_model.messages import Task
 from cxrbase_model.metrics import auroc
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage
 from cxrbase_model.predict import predict, pretrain_loss
+from cxrbase_model.rows import labelled, labelled_share
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import read, to_mapping
 from cxrbase_model.state import State, add, load_state, moving_names, norm, state_of
@@ -91,12 +91,6 @@ def test_a_share_of_labels_is_one_of_patients_and_grows_from_the_same_ones(cache
     for share in shares:
         mine = {int(cache.patients[row]) for row in share}
         assert share == {int(row) for row in whole if int(cache.patients[row]) in mine}
-
-
-def test_positive_weights_are_negatives_over_positives_within_bounds() -> None:
-    nan = math.nan
-    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [nan, 0, nan], [0, nan, 0]], np.float32)
-    assert positive_weights(labels, 4.0).tolist() == [3.0, 1.0, 4.0]
 
 
 def test_an_evaluation_measures_the_weights_that_came_on_the_test_patients(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from cxrbase_model.losses import classification_costs, known_labels, masked_bce
+from cxrbase_model.losses import classification_costs, known_labels, masked_bce, positive_weights
 from cxrbase_model.plan import Loss
 
 NAN = math.nan
@@ -81,3 +82,8 @@ def test_an_unknown_label_has_no_gradient_and_a_batch_without_labels_is_harmless
     assert (logits.grad != 0).tolist() == [[True, False], [False, False]]
     empty = masked_bce(logits, torch.full((2, 2), NAN))
     assert float(empty.detach()) == 0.0
+
+
+def test_positive_weights_are_negatives_over_positives_within_bounds() -> None:
+    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [NAN, 0, NAN], [0, NAN, 0]], np.float32)
+    assert positive_weights(labels, 4.0).tolist() == [3.0, 1.0, 4.0]

@@ -17,6 +17,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.dataset import Cache, CacheError
+from client.outbox import Outbox
 from client.policy import Refused, check_plan, check_policy
 from client.release import refusal
 from client.site import Site, read_site
@@ -36,7 +37,12 @@ def answer(task: Task, site: Site) -> Reply:
     """Do a task and return what may leave; every failure becomes a code."""
     try:
         check_policy(check_plan(task), task, site)
+        outbox = Outbox(site, task)
+        if (kept := outbox.find()) is not None:
+            log.info("round %d: asked again; the answer of before leaves again", task.round)
+            return kept
         reply = perform(task, site)
+        outbox.keep(reply)
         log.info("round %d: %s done, %d bytes of update leave", task.round, task.kind, len(reply.update))
         return reply
     except Refused as refused:
@@ -85,11 +91,15 @@ def make_app(site_file: Callable[[Context], Path]) -> ClientApp:
             return reply_to_message(_no_task(error.code), message)
         try:
             site = read_site(site_file(context))
-        except (SettingsError, OSError):
+        except (SettingsError, OSError, KeyError):
             log.exception("the site file cannot be used")
             return reply_to_message(refusal(_UNKNOWN_SITE, task, Code.SITE_INVALID), message)
-        with _own_log(site.private):
-            return reply_to_message(answer(task, site), message)
+        try:
+            with _own_log(site.private):
+                return reply_to_message(answer(task, site), message)
+        except OSError:
+            log.exception("the private folder cannot be written")
+            return reply_to_message(refusal(site.site, task, Code.FAILED), message)
 
     app.query()(handle)
     app.train()(handle)
@@ -110,6 +120,20 @@ def _own_log(folder: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def refuse_bundle(message: Message, context: Context) -> Message:
+    """The answer to a server that wants code run which this hospital has not approved; nothing else is looked at."""
+    try:
+        task = task_from_message(message)
+    except WireError as error:
+        return reply_to_message(_no_task(error.code), message)
+    try:
+        name = read_site(_deployed_site(context)).site
+    except (SettingsError, OSError, KeyError):
+        log.exception("the site file cannot be used")
+        name = _UNKNOWN_SITE
+    return reply_to_message(refusal(name, task, Code.BUNDLE), message)
 
 
 def _no_task(code: Code) -> Reply:

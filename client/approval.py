@@ -21,6 +21,10 @@ class Approvals:
         """Whether this plan, to the letter, was approved."""
         return self._file("approved", plan).exists()
 
+    def state(self, digest: str) -> str:
+        """approved, asked, or empty: what is known of the plan with this digest."""
+        return next((kind for kind in ("approved", "asked") if (self._top / kind / f"{digest}.json").exists()), "")
+
     def ask(self, plan: Plan) -> None:
         """Note a plan that waits for approval; the oldest makes room where too many do."""
         self._write("asked", plan)

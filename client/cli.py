@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from client import bundle_commands
 from client import commands as training
 from client.archive import commands as archive
 from client.archive.cache import CacheError
 from client.archive.ingest import IngestStopped
 from client.archive.manifest import ManifestError
 from client.archive.sources import SourceLost
+from client.node import commands as node
 from cxrbase_model.settings import SettingsError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -31,6 +33,9 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
     training.add_check,
     training.add_plans,
     training.add_rehearse,
+    bundle_commands.add_approve,
+    node.add_start,
+    node.add_status,
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -63,6 +64,30 @@ def join(site: Site, kit_file: Path, *, replace: bool = False) -> Membership:
     write_private(found.authority, kit.authority.encode("ascii"))
     write_private(found.folder / "kit.yaml", kit_file.read_bytes())
     return found
+
+
+def membership(site: Site) -> Membership:
+    """What the hospital has joined with; SettingsError where it has not joined yet, or a file of it is damaged or gone."""
+    folder = site.private / "consortium"
+    if not (folder / "kit.yaml").exists():
+        raise SettingsError(f"{site.site} has not joined a consortium yet; run cxrbase-client join KIT.yaml SITE.yaml")
+    kit = read(Kit, load_yaml(folder / "kit.yaml"))
+    found = Membership(kit, folder, kit.fingerprint)
+    for path in (found.key, found.authority):
+        if not path.exists():
+            raise SettingsError(f"{path}: is not there; run cxrbase-client join KIT.yaml SITE.yaml again")
+    return found
+
+
+def private_key(member: Membership) -> ec.EllipticCurvePrivateKey:
+    """The hospital's own key; SettingsError where its file is damaged."""
+    try:
+        key = serialization.load_ssh_private_key(member.key.read_bytes(), None)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SettingsError(f"{member.key}: is damaged; run cxrbase-client join KIT.yaml SITE.yaml --replace")
+    return key
 
 
 def _make_key(membership: Membership) -> None:

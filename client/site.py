@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.archive.pacs.settings import DicomwebArchive, DimseArchive, PacsArchive, resolved
+from client.node.settings import DaemonSettings
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
 
 SCHEMA = 1
@@ -160,6 +161,11 @@ class Policy:
     parameters: int = knob(
         1_000_000_000, unit="parameters", low=1, high=1 << 40, why="largest model that may be trained here"
     )
+    epsilon: float | None = knob(
+        None,
+        low=0.0,
+        why="least privacy: the largest epsilon that a training may spend; one without any guarantee is refused",
+    )
     hours: tuple[str, ...] = knob(
         (), why='local times of day at which tasks may begin, such as "19:00-07:00"; none given means any'
     )
@@ -211,6 +217,7 @@ class Site:
     compute: Compute = knob(factory=Compute, why="what a training may use")
     limits: Limits = knob(factory=Limits, why="what one file may cost")
     policy: Policy = knob(factory=Policy, why="what a training may do here")
+    daemon: DaemonSettings = knob(factory=DaemonSettings, why="how cxrbase-client start behaves")
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.site):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -95,10 +97,10 @@ def bundle_files(bundle: bytes) -> dict[str, bytes]:
             names = [member.filename for member in members]
             if len(set(names)) != len(names) or not all(map(_inside, names)):
                 raise BundleError("expected each file once, and below the bundle's own folder")
-            return {name: archive.read(name) for name in sorted(names)}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
-        if isinstance(error, BundleError):
-            raise
+            return {member.filename: _read(archive, member) for member in sorted(members, key=lambda m: m.filename)}
+    except BundleError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, ValueError, LookupError, struct.error):
         raise BundleError("expected a bundle, a zip file, found something else or a damaged one") from None
 
 
@@ -113,9 +115,20 @@ def differences(bundle: Mapping[str, bytes], release: Mapping[str, bytes]) -> li
     return found
 
 
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A file's bytes, never more of them than it claims, however many its compressed form holds."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others inflate without a limit
+        raise BundleError("expected files that are stored or deflated, found another method")
+    with archive.open(member) as file:
+        data = file.read(member.file_size + 1)  # a bare read() inflates all that is there before it looks at the size
+    if len(data) != member.file_size:
+        raise BundleError("expected files of the size that the bundle claims")
+    return data
+
+
 def _diff(path: str, before: bytes, after: bytes) -> str:
-    lines = [data.decode("utf-8", "backslashreplace").splitlines() for data in (before, after)]
-    return "\n".join(difflib.unified_diff(*lines, f"release/{path}", f"bundle/{path}", lineterm=""))
+    old, new = (data.decode("utf-8", "backslashreplace").splitlines() for data in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, f"release/{path}", f"bundle/{path}", lineterm=""))
 
 
 def _walk(folder: Traversable, where: str) -> Iterator[tuple[str, bytes]]:
@@ -129,4 +142,10 @@ def _walk(folder: Traversable, where: str) -> Iterator[tuple[str, bytes]]:
 
 def _inside(name: str) -> bool:
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and "\\" not in name and ":" not in name
+    return (
+        name == str(path) != "."
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in name
+        and ":" not in name
+    )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,6 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 HELLO_PATH = "/v1/cxrbase/hello"
 HELLO_SCHEMA = 1
 
+_LATEST = 1e12  # seconds since 1970; no clock shows more, and what is not a number does not compare
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DIGEST = re.compile(r"([0-9a-f]{64})?")
+_TEXTS = {"consortium": _NAME, "release": re.compile(r"[A-Za-z0-9.+!_-]{1,64}"), "bundle": _DIGEST, "plan": _DIGEST}
 _KEY, _TIME, _SIGNATURE = "cxrbase-key", "cxrbase-time", "cxrbase-signature"
 
 
@@ -44,16 +50,23 @@ def hello_to_json(hello: Hello) -> dict[str, object]:
 
 
 def hello_from_json(content: object) -> Hello:
-    """The answer of a JSON object; ValueError where it is none of this schema."""
-    types = {"schema": int, "consortium": str, "release": str, "protocol": int, "bundle": str, "plan": str}
+    """The answer of a JSON object; ValueError where it is none of this schema. What it says can be printed and be a file's name."""
     if not isinstance(content, dict) or content.get("schema") != HELLO_SCHEMA:
         raise ValueError("expected the answer of a CXRBase server, found another one")
-    if not all(isinstance(content.get(name), kind) for name, kind in types.items()):
+    values: dict[str, Any] = {name: content.get(name) for name in Hello.__dataclass_fields__}
+    if not all(_is_sound(name, value) for name, value in values.items()):
         raise ValueError("expected the answer of a CXRBase server, found a damaged one")
-    hospital, clock = content.get("hospital"), content.get("time")
-    if not isinstance(clock, int | float) or not isinstance(hospital, str | None):
-        raise ValueError("expected the answer of a CXRBase server, found a damaged one")
-    return Hello(**{name: content[name] for name in types}, time=float(clock), hospital=hospital)
+    return Hello(**values)
+
+
+def _is_sound(name: str, value: object) -> bool:
+    if name in _TEXTS:
+        return isinstance(value, str) and _TEXTS[name].fullmatch(value) is not None
+    if name == "hospital":
+        return value is None or (isinstance(value, str) and _NAME.fullmatch(value) is not None)
+    if name == "time":
+        return isinstance(value, int | float) and abs(value) < _LATEST
+    return type(value) is int
 
 
 def signed(key: ec.EllipticCurvePrivateKey, consortium: str) -> dict[str, str]:
@@ -73,7 +86,7 @@ def signer(headers: Mapping[str, str], consortium: str) -> bytes | None:
             return None
         signature = base64.b64decode(headers[_SIGNATURE], validate=True)
         key.verify(signature, _text(consortium, headers[_TIME]), ec.ECDSA(hashes.SHA256()))
-    except (KeyError, ValueError, binascii.Error, InvalidSignature, UnsupportedAlgorithm):
+    except (KeyError, ValueError, binascii.Error, InvalidSignature, UnsupportedAlgorithm, NotImplementedError):
         return None
     return public
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-PROTOCOL = 1
+PROTOCOL = 2
 _STYPE = "cxrbase.safetensors"
 
 
@@ -33,12 +33,14 @@ class Code(StrEnum):
     TASK_UNKNOWN = "TASK_UNKNOWN"
     POLICY = "POLICY"
     APPROVAL = "APPROVAL"
+    BUNDLE = "BUNDLE"
     DIVERGED = "DIVERGED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     FAILED = "FAILED"
     NOT_FINITE = "NOT_FINITE"
     NAMES = "NAMES"
     SHAPES = "SHAPES"
+    IDENTITY = "IDENTITY"
     ROUND = "ROUND"
     DUPLICATE = "DUPLICATE"
     NORM = "NORM"
@@ -61,12 +63,14 @@ MEANING: dict[Code, str] = {
     Code.TASK_UNKNOWN: "the task names a stage or kind that the plan does not have",
     Code.POLICY: "the hospital's policy does not allow the task",
     Code.APPROVAL: "the hospital has not approved the plan yet; it was told how to",
+    Code.BUNDLE: "the code that was sent is not of the release that the hospital has installed, and it has not approved it",
     Code.DIVERGED: "the local loss was not finite; the update was not released",
     Code.OUT_OF_MEMORY: "the hospital's device ran out of memory",
     Code.FAILED: "the task failed in the hospital; its own log says why",
     Code.NOT_FINITE: "the update holds a number that is not finite",
     Code.NAMES: "the update's tensors have other names than the model's",
     Code.SHAPES: "a tensor of the update has another shape or type than the model's",
+    Code.IDENTITY: "the reply is in the name of another hospital than the one whose key it came with",
     Code.ROUND: "the reply belongs to another round",
     Code.DUPLICATE: "the hospital has replied in this round already",
     Code.NORM: "the update's norm is above the plan's bound",

@@ -119,6 +119,10 @@ class Federation:
     join_deadline: float = knob(
         600.0, unit="seconds", low=1.0, high=604_800.0, why="longest wait for the quorum to appear"
     )
+    absence: float = knob(
+        900.0, unit="seconds", low=0.0, high=604_800.0,
+        why="longest wait for a hospital that has lost the connection, once the quorum is there",
+    )  # fmt: skip
     repeats: int = knob(2, low=0, high=100, why="how often a round without quorum is repeated before the run stops")
     weighting: str = knob("examples", choices=("examples", "uniform"), why="weigh updates by examples, or all alike")
     max_update_norm: float | None = knob(

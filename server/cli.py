@@ -13,8 +13,9 @@ from rich.table import Table
 
 from cxrbase_model.plan import read_plan, timeline
 from cxrbase_model.settings import SettingsError
+from server import run_commands
 from server.authority import days_left
-from server.consortium import read_consortium
+from server.consortium import read_consortium, settle
 from server.enrolment import enrol, enrolled, kit, kit_file, provision, revoke
 from server.finish import finish
 from server.report import summary_text
@@ -28,7 +29,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; 0 done, 2 wrong usage, plan or run directory."""
+    """Run one sub-command; 0 done, 2 wrong usage, settings, plan or run directory; for runs see `run_commands.EXITS`."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -50,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     setup.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
     setup.add_argument("--renew", action="store_true", help="make a new server certificate")
+    setup.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for all of it; written to the settings as `home`"
+    )
     setup.set_defaults(run=_provision)
     enrolment = commands.add_parser("enrol", help="take in the public key that a hospital has sent")
     enrolment.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
@@ -61,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     revocation.add_argument("consortium", type=Path, metavar="CONSORTIUM.yaml", help="the consortium's settings")
     revocation.add_argument("hospital", metavar="HOSPITAL", help="the hospital's name")
     revocation.set_defaults(run=_revoke)
-    status = commands.add_parser("status", help="how far a run is")
-    status.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
-    status.set_defaults(run=_status)
+    run_commands.add(commands)
     report = commands.add_parser("report", help="export the models of a run and write its report anew")
     report.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     report.set_defaults(run=_report)
@@ -86,6 +88,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _provision(arguments: argparse.Namespace) -> int:
     consortium = read_consortium(arguments.consortium)
+    if arguments.out is not None:
+        consortium = settle(arguments.consortium, consortium, arguments.out)
     authority = provision(consortium, renew=arguments.renew)
     keys, width = enrolled(consortium), max(map(len, consortium.hospitals))
     for hospital in consortium.hospitals:
@@ -116,22 +120,6 @@ def _enrol(arguments: argparse.Namespace) -> int:
 def _revoke(arguments: argparse.Namespace) -> int:
     revoke(read_consortium(arguments.consortium), arguments.hospital)
     console.print(f"{arguments.hospital}: its key is not enrolled any more.")
-    return EXIT_OK
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    store = _store(arguments.folder)
-    records = store.records()
-    total = len(timeline(store.plan))
-    if not records:
-        console.print(f"{store.plan.name}: no round committed yet of {total}")
-        return EXIT_OK
-    last = records[-1]
-    console.print(
-        f"{store.plan.name}: round {last['round']} of {total} ({last['stage']}), committed {last['finished']}"
-    )
-    for entry in last["hospitals"]:
-        console.print(f"  {entry['site']}: {entry['status']}{' ' + entry['code'] if entry['code'] else ''}")
     return EXIT_OK
 
 

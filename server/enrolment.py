@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from pathlib import Path
 
 import yaml
@@ -27,7 +29,7 @@ def provision(consortium: Consortium, *, renew: bool = False) -> Authority:
     authority = Authority(home)
     if not authority.exists():
         authority.make(consortium.name, consortium.authority_days)
-    addresses = (consortium.address, *consortium.more_addresses)
+    addresses = consortium.certified
     if renew or not authority.server_file.exists() or addresses_of(authority.server_certificate()) != set(addresses):
         authority.issue(addresses, consortium.certificate_days)
     private_folder(home / "kits")
@@ -56,15 +58,18 @@ def kit_file(consortium: Consortium, hospital: str) -> Path:
 
 def enrolled(consortium: Consortium) -> dict[str, bytes]:
     """The public key of each enrolled hospital, by name."""
-    folder = consortium.home / "enrolled"
-    return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.pub")) if path.stem in consortium.hospitals}
+    found: dict[str, bytes] = {}
+    for path in sorted((consortium.home / "enrolled").glob("*.pub")):
+        with contextlib.suppress(FileNotFoundError):  # one may be revoked at this moment
+            found |= {path.stem: path.read_bytes()} if path.stem in consortium.hospitals else {}
+    return found
 
 
 def enrol(consortium: Consortium, hospital: str, key_file: Path, *, replace: bool = False) -> bytes:
     """Take in the public key that a hospital has handed back; gives it in its plain form.
 
-    SettingsError where the hospital is not of the consortium, the key is none, is another hospital's, or would take the
-    place of another key without `replace`.
+    SettingsError where the hospital is not of the consortium, the key is none, is another hospital's, was revoked, or would
+    take the place of another key without `replace`.
     """
     if hospital not in consortium.hospitals:
         known = ", ".join(consortium.hospitals)
@@ -76,8 +81,15 @@ def enrol(consortium: Consortium, hospital: str, key_file: Path, *, replace: boo
             raise SettingsError(
                 f"{key_file}: is the key of {other}; each hospital makes its own with cxrbase-client join"
             )
-    if there.get(hospital, key) != key and not replace:
-        raise SettingsError(f"{hospital}: has another key; if the hospital has made a new one, say --replace")
+    if there.get(hospital) != key and _revoked_file(consortium, key).exists():
+        raise SettingsError(
+            f"{key_file}: this key was revoked or replaced and cannot come back; "
+            "the hospital makes a new one with cxrbase-client join --replace"
+        )
+    if there.get(hospital, key) != key:
+        if not replace:
+            raise SettingsError(f"{hospital}: has another key; if the hospital has made a new one, say --replace")
+        _keep_revoked(consortium, there[hospital])
     folder = consortium.home / "enrolled"
     private_folder(folder)
     write_private(folder / f"{hospital}.pub", key)
@@ -85,13 +97,22 @@ def enrol(consortium: Consortium, hospital: str, key_file: Path, *, replace: boo
 
 
 def revoke(consortium: Consortium, hospital: str) -> None:
-    """Let a hospital's key not be accepted any more; SettingsError where it has none."""
-    path = consortium.home / "enrolled" / f"{hospital}.pub"
-    if hospital not in enrolled(consortium):
-        raise SettingsError(
-            f"HOSPITAL: expected an enrolled one, {', '.join(enrolled(consortium)) or 'none'}; found {hospital!r}"
-        )
-    path.unlink()
+    """Let a hospital's key not be accepted any more, ever; SettingsError where it has none."""
+    there = enrolled(consortium)
+    if hospital not in there:
+        raise SettingsError(f"HOSPITAL: expected an enrolled one, {', '.join(there) or 'none'}; found {hospital!r}")
+    _keep_revoked(consortium, there[hospital])
+    (consortium.home / "enrolled" / f"{hospital}.pub").unlink()
+
+
+def _keep_revoked(consortium: Consortium, key: bytes) -> None:
+    """Remember a key that was taken out: Flower never lets one in again."""
+    private_folder(consortium.home / "revoked")
+    write_private(_revoked_file(consortium, key), key)
+
+
+def _revoked_file(consortium: Consortium, key: bytes) -> Path:
+    return consortium.home / "revoked" / f"{hashlib.sha256(key).hexdigest()[:32]}.pub"
 
 
 def public_key(path: Path) -> bytes:

@@ -1,9 +1,13 @@
-"""Asking hospitals and taking their replies one at a time as they come, over Flower's Grid."""
+"""Asking hospitals and taking their replies one at a time as they come, over Flower's Grid.
+
+A hospital whose process died or whose line was cut is asked again when it is back: Flower loses the message that was under way.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -14,22 +18,69 @@ _FIRST_PAUSE, _LONGEST_PAUSE = (
     0.01,
     0.15,
 )  # seconds; a reply is picked up within 0.2 s, an idle wait costs next to nothing
+_LOOK_EVERY = 2.0  # seconds between looks at who is there
+_TRIES = 3  # how often a hospital is asked for the same thing
 
 
 class Stopped(Exception):
     """The operator asked the run to stop; everything up to the last committed round is on disk."""
 
 
-class Exchange:
-    """The server's side of the wire. `should_stop` is asked between polls; true ends the wait with Stopped."""
+@dataclass(frozen=True)
+class Node:
+    """A connected hospital's node. `name` is the one its key is enrolled under, empty where keys are not asked for (simulation).
 
-    def __init__(self, grid: Grid, should_stop: Callable[[], bool] = lambda: False) -> None:
+    started: when its process signed on, empty if not known. heard: seconds since 1970 of its last sign of life, 0 if not known.
+    """
+
+    number: int
+    name: str = ""
+    started: str = ""
+    heard: float = 0.0
+
+
+@dataclass
+class _Request:
+    """What a node was asked; `message` is None until it is sent, `gone` since when the node is not there."""
+
+    task: Task
+    message: str | None = None
+    started: str = ""
+    tries: int = 0
+    gone: float | None = None
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has been asked as often as it may be and will not answer any more."""
+        return self.message is None and self.tries >= _TRIES
+
+
+class Exchange:
+    """The server's side of the wire. `should_stop` is asked between polls; true ends the wait with Stopped.
+
+    `on_wait` is called every two seconds of a wait with the nodes that are there and those that have not answered yet.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_wait: Callable[[list[Node], list[int]], None] = lambda nodes, waiting: None,
+    ) -> None:
         self._grid = grid
         self._should_stop = should_stop
+        self._on_wait = on_wait
+        self._late: list[str] = []  # messages whose replies nobody waits for any more
 
-    def nodes(self) -> list[int]:
-        """The node ids that are connected now."""
-        return sorted(self._grid.get_node_ids())
+    def nodes(self) -> dict[int, Node]:
+        """The nodes that are connected now, by number."""
+        found = {}
+        for info in self._grid.get_nodes():
+            heard = (
+                info.online_until - 2 * info.heartbeat_interval if info.online_until else 0.0
+            )  # Flower's patience is two
+            found[info.node_id] = Node(info.node_id, info.name, info.last_activated_at, heard)
+        return dict(sorted(found.items()))
 
     def pauses(self, deadline: float) -> Iterator[None]:
         """Yield until `deadline` seconds have passed, pausing longer and longer in between; Stopped when asked to stop."""
@@ -44,22 +95,87 @@ class Exchange:
             time.sleep(min(pause, left))
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 
-    def ask(self, tasks: Mapping[int, Task], deadline: float) -> Iterator[tuple[int, Message]]:
-        """Send each node its task and yield (node id, reply) as they come, until all have or the deadline is over.
+    def ask(
+        self,
+        tasks: Mapping[int, Task],
+        deadline: float,
+        absence: float | None = None,
+        enough: Callable[[], bool] = lambda: True,
+    ) -> Iterator[tuple[int, Message]]:
+        """Send each node its task and yield (node number, reply) as they come, until all have or the deadline is over.
 
-        Replies are pulled one at a time, so no more than one is in memory; one that comes late is never pulled.
+        Replies are pulled one at a time, so no more than one is in memory; one that comes late is thrown away. A node that
+        is gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others suffice.
         """
-        waiting: dict[str, int] = {}
-        for node_id, task in tasks.items():
-            for message_id in self._grid.push_messages([task_to_message(task, node_id, ttl=deadline + 60)]):
-                waiting[message_id] = node_id
+        self._forget_late()
+        end = time.monotonic() + deadline
+        open_requests = {number: _Request(task) for number, task in tasks.items()}
+        try:
+            yield from self._until(open_requests, deadline, end, absence, enough)
+        finally:
+            self._late += [request.message for request in open_requests.values() if request.message]
+
+    def _until(
+        self,
+        requests: dict[int, _Request],
+        deadline: float,
+        end: float,
+        absence: float | None,
+        enough: Callable[[], bool],
+    ) -> Iterator[tuple[int, Message]]:
+        looked = float("-inf")
         for _ in self.pauses(deadline):
-            answered = []
-            for message_id, node_id in waiting.items():
-                for message in self._grid.pull_messages([message_id]):
-                    answered.append(message_id)
-                    yield node_id, message
-            for message_id in answered:
-                del waiting[message_id]
-            if not waiting:
+            if time.monotonic() - looked >= _LOOK_EVERY:
+                self._look(requests, end)
+                looked = time.monotonic()
+                for number in [number for number, request in requests.items() if request.spent]:
+                    del requests[number]
+            for number, request in list(requests.items()):
+                reply = self._reply(request)
+                if reply is not None:
+                    del requests[number]
+                    yield number, reply
+            if not requests or (absence is not None and enough() and _all_gone(requests, absence)):
                 return
+
+    def _reply(self, request: _Request) -> Message | None:
+        """A node's reply, if there is one; an error that another try may mend lets it be asked again."""
+        if request.message is None:
+            return None
+        for message in self._grid.pull_messages([request.message]):
+            request.message = None
+            if not message.has_error() or request.tries >= _TRIES:
+                return message
+        return None
+
+    def _look(self, requests: dict[int, _Request], end: float) -> None:
+        """See who is there, and ask those who have not been asked, or have lost what they were asked."""
+        nodes = self.nodes()
+        self._on_wait(list(nodes.values()), sorted(requests))
+        for number, request in requests.items():
+            node = nodes.get(number)
+            if node is None:
+                request.gone = request.gone or time.monotonic()
+                continue
+            request.gone = None
+            lost = request.message is not None and node.started != request.started
+            if lost and request.message is not None:
+                self._late.append(request.message)
+                request.message = None
+            if request.message is None and request.tries < _TRIES:
+                self._send(number, request, node.started, end)
+
+    def _send(self, number: int, request: _Request, started: str, end: float) -> None:
+        request.started, request.tries = started, request.tries + 1
+        ttl = max(end - time.monotonic(), 0) + 60
+        for message in self._grid.push_messages([task_to_message(request.task, number, ttl=ttl)]):
+            request.message = message or None
+
+    def _forget_late(self) -> None:
+        """Take and drop replies that came too late, so that they do not stay on the server's disk."""
+        self._late = [message for message in self._late if not list(self._grid.pull_messages([message]))]
+
+
+def _all_gone(requests: Mapping[int, _Request], absence: float) -> bool:
+    now = time.monotonic()
+    return all(request.gone is not None and now - request.gone >= absence for request in requests.values())

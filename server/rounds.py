@@ -7,74 +7,60 @@ whatever ended the last session.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Message
 
 from cxrbase_model.codec import pack
-from cxrbase_model.messages import MEANING, Code, Reply, Task, WireError, reply_from_message
+from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
 from cxrbase_model.state import State, add, digest
 from server.admission import Rejected, admit_update, check_reply
 from server.aggregate import WeightedMean
 from server.cohort import choose
-from server.exchange import Exchange
+from server.exchange import Exchange, Node, Stopped
 from server.initial import initial_state
-from server.store import SCHEMA, RunStore
+from server.live import Live
+from server.records import Record, entry, record, told
+from server.roster import Roster
+from server.store import RunStore
 
-Record = dict[str, Any]
 Observer = Callable[[Record], None]
+
+_LOOK_EVERY = 2.0  # seconds between looks at who is there while the run is held
+_DESCRIPTION = 120.0  # seconds that a newcomer may take to describe itself while the others wait for the next round
 
 
 class RunFailed(RuntimeError):
     """The run cannot go on; the message says why and what to do. Everything committed is kept."""
 
 
-@dataclass
-class Roster:
-    """Which hospital is behind which node, as each described itself in this session."""
-
-    sites: dict[str, int] = field(default_factory=dict)  # name to node id
-    kinds: dict[str, list[str]] = field(default_factory=dict)  # name to the task kinds it can take part in
-    entries: dict[str, Record] = field(default_factory=dict)  # name to its line in the record
-    asked: set[int] = field(default_factory=set)
-    refused: set[int] = field(default_factory=set)
-
-    def ask_refused_again(self) -> None:
-        """Let the hospitals that refused be asked anew: they may have mended what was wrong."""
-        self.asked -= self.refused
-        self.refused.clear()
-
-    def is_complete(self, expected: int | None, quorum: int) -> bool:
-        """Whether all that are expected have answered, be it by a refusal, or enough have joined where none are."""
-        if expected is None:
-            return len(self.sites) >= quorum
-        return len(self.sites) + len(self.refused) >= expected
-
-    def able(self, kind: str, nodes: Iterable[int]) -> list[str]:
-        """The connected hospitals that can take part in a task of that kind, sorted."""
-        present = set(nodes)
-        return sorted(name for name, node in self.sites.items() if node in present and kind in self.kinds[name])
-
-
 class RoundLoop:
     """Runs a plan to its end over an `Exchange`.
 
-    `expected` is how many hospitals there are, if that is known: the first round waits until as many have answered.
+    `expected` is how many hospitals there are, if that is known: the first session waits until as many have answered. Later ones
+    wait for those of the last round. `live` is told what goes on, and asked whether to hold or to end. `patience` is how many
+    seconds lie between two times that hospitals that have refused are asked again; 0 for hospitals that will not change.
     """
 
     def __init__(
-        self, exchange: Exchange, store: RunStore, *, expected: int | None = None, observers: Iterable[Observer] = ()
+        self,
+        exchange: Exchange,
+        store: RunStore,
+        live: Live,
+        *,
+        expected: int | None = None,
+        patience: float = 0.0,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._exchange = exchange
         self._store = store
+        self._live = live
         self._plan: Plan = store.plan
         self._text = plan_to_text(store.plan)
         self._run = store.plan.digest[:16]
-        self._expected = expected
+        self._expected, self._patience = expected, patience
+        self._asked_refused = time.monotonic()
         self._observers = list(observers)
         self._roster = Roster()
         self._state: tuple[int, State] | None = None  # the newest weights, so that they are not read back each round
@@ -84,51 +70,124 @@ class RoundLoop:
         self._gather()
         for item in timeline(self._plan):
             if item.number >= self._store.next_round:
+                self._hold()
                 self._run_round(item)
+
+    def _hold(self) -> None:
+        """Wait while the operator wants the run to hold; Stopped where it is to end."""
+        if self._live.paused() and not self._live.stopping():
+            self._live.tell("paused", "resume with cxrbase-server resume")
+            looked = time.monotonic()
+            for _ in self._exchange.pauses(float("inf")):
+                if not self._live.paused() or self._live.stopping():
+                    break
+                if time.monotonic() - looked >= _LOOK_EVERY:
+                    looked = time.monotonic()
+                    self._live.look(self._exchange.nodes().values(), ())
+        self._end_where_asked()
+
+    def _end_where_asked(self) -> None:
+        if self._live.stopping():
+            raise Stopped
 
     def _gather(self) -> None:
         """Wait for the hospitals to appear and describe themselves; commit that as round 0 in the first session."""
-        started = time.monotonic()
-        for _ in self._exchange.pauses(self._plan.federation.join_deadline):
-            self._describe_newcomers(self._plan.federation.join_deadline)
-            if self._roster.is_complete(self._expected, self._plan.federation.quorum):
+        federation, started = self._plan.federation, time.monotonic()
+        missed = self._of_the_last_round()
+        self._live.tell("gathering")
+        for _ in self._exchange.pauses(federation.join_deadline):
+            self._end_where_asked()
+            self._describe_newcomers(federation.join_deadline)
+            enough = len(self._roster.sites) >= federation.quorum
+            if missed and enough and time.monotonic() - started >= federation.absence:
                 break
-        if len(self._roster.sites) < self._plan.federation.quorum:
+            if self._is_complete(missed) and (enough or not self._patience):
+                break
+            self._live.tell("gathering", self._gathered())
+        if len(self._roster.sites) < federation.quorum:
             raise RunFailed(
                 f"{len(self._roster.sites)} hospitals joined within {time.monotonic() - started:.0f} s, "
-                f"the quorum is {self._plan.federation.quorum}{_told(self._roster.entries.values())}"
+                f"the quorum is {federation.quorum}{told(self._roster.entries.values())}"
             )
         if self._store.next_round == 0:
-            record = self._record(0, "describe", "describe", 1, 1, 1, started, list(self._roster.entries.values()))
-            self._commit(record, None, ends_stage=False)
+            entries = list(self._roster.entries.values())
+            self._commit(record(0, "describe", "describe", 1, 1, 1, started, entries), None, ends_stage=False)
+
+    def _gathered(self) -> str:
+        """Who is there so far, for an operator."""
+        there = ", ".join(sorted(self._roster.sites)) or "nobody yet"
+        return f"{there}; the quorum is {self._plan.federation.quorum}{told(self._roster.entries.values())}"
+
+    def _of_the_last_round(self) -> set[str]:
+        """The hospitals that the newest committed round admitted: after an interruption they are waited for."""
+        records = self._store.records()
+        lines = records[-1]["hospitals"] if records else []
+        return {line["site"] for line in lines if line["status"] == "admitted"}
+
+    def _is_complete(self, missed: set[str]) -> bool:
+        if missed:
+            return missed <= self._roster.sites.keys()
+        return self._roster.is_complete(self._expected, self._plan.federation.quorum)
 
     def _describe_newcomers(self, deadline: float) -> None:
-        nodes = [node for node in self._exchange.nodes() if node not in self._roster.asked]
+        """Ask those who are new what they can contribute, and now and then those who have refused."""
+        if self._patience and time.monotonic() - self._asked_refused >= self._patience:
+            self._roster.ask_refused_again()
+            self._asked_refused = time.monotonic()
+        nodes = self._exchange.nodes()
+        self._live.look(nodes.values(), ())
+        new = [number for number in nodes if number not in self._roster.asked]
         task = Task("describe", self._run, 0, "describe", 1, "", self._text, self._plan.digest)
-        self._roster.asked.update(nodes)
-        for node, message in self._exchange.ask(dict.fromkeys(nodes, task), deadline):
-            try:
-                reply = reply_from_message(message)
-                check_reply(reply, task, self._roster.sites.keys())
-            except (WireError, Rejected) as error:
-                name = f"node {node}" if isinstance(error, WireError) else reply.site
-                self._roster.entries.setdefault(name, _entry(name, "refused", error.code))
-                self._roster.refused.add(node)
-                continue
-            description = reply.description or {}
-            self._roster.sites[reply.site] = node
-            self._roster.kinds[reply.site] = list(description.get("kinds", ()))
-            self._roster.entries[reply.site] = _entry(reply.site, "admitted", None, reply, description=description)
+        for number, message in self._exchange.ask(dict.fromkeys(new, task), deadline, absence=0.0):
+            self._roster.asked.add(number)
+            self._take_description(nodes, number, message, task)
+        self._live.know(self._roster.names())
+
+    def _take_description(self, nodes: Mapping[int, Node], number: int, message: Message, task: Task) -> None:
+        site = nodes[number].name
+        taken = {name for name, other in self._roster.sites.items() if other in nodes and other != number}
+        try:
+            reply = reply_from_message(message)
+            site = site or reply.site
+            if reply.code is None and reply.site != site:
+                raise Rejected(Code.IDENTITY)
+            check_reply(reply, task, taken)
+        except (WireError, Rejected) as error:
+            self._roster.refuse(number, entry(site or f"node {number}", "refused", error.code))
+            return
+        description = reply.description or {}
+        line = entry(reply.site, "admitted", None, reply, description=description)
+        self._roster.admit(number, line, list(description.get("kinds", ())))
 
     def _run_round(self, item: Round) -> None:
         for attempt in range(1, self._plan.federation.repeats + 2):
-            self._roster.ask_refused_again()
-            self._describe_newcomers(self._plan.federation.deadline)
+            self._await_quorum(item)
+            self._live.begin(item.number, item.stage.name, attempt)
             if self._attempt(item, attempt):
                 return
+            if self._patience and attempt <= self._plan.federation.repeats:
+                list(self._exchange.pauses(self._patience))
         raise RunFailed(
             f"round {item.number} ({item.stage.name}) had no quorum of {self._plan.federation.quorum} in "
-            f"{self._plan.federation.repeats + 1} attempts{_told(self._last_entries)}; resume when the hospitals are back"
+            f"{self._plan.federation.repeats + 1} attempts{told(self._last_entries)}; resume when the hospitals are back"
+        )
+
+    def _await_quorum(self, item: Round) -> None:
+        """Wait until enough hospitals are there to begin a round; without patience, begin with those that are."""
+        federation = self._plan.federation
+        self._roster.ask_refused_again()
+        for _ in self._exchange.pauses(federation.join_deadline):
+            self._end_where_asked()
+            self._describe_newcomers(min(federation.deadline, _DESCRIPTION))
+            able = self._roster.able(item.stage.kind, self._exchange.nodes())
+            if len(able) >= federation.quorum or not self._patience:
+                return
+            self._live.tell(
+                "gathering", f"round {item.number} needs {federation.quorum} hospitals, {len(able)} are there"
+            )
+        raise RunFailed(
+            f"round {item.number} ({item.stage.name}): {len(able)} hospitals were there within {federation.join_deadline:.0f} s, "
+            f"the quorum is {federation.quorum}{told(self._roster.entries.values())}; resume when the hospitals are back"
         )
 
     def _attempt(self, item: Round, attempt: int) -> bool:
@@ -145,12 +204,16 @@ class RoundLoop:
         mean = WeightedMean(state)
         entries: dict[str, Record] = {}
         names = {self._roster.sites[name]: name for name in cohort}
-        for node, message in self._exchange.ask(dict.fromkeys(names, task), federation.deadline):
+        asked = self._exchange.ask(
+            dict.fromkeys(names, task), federation.deadline, federation.absence,
+            enough=lambda: _admitted(entries) >= federation.quorum,
+        )  # fmt: skip
+        for node, message in asked:
             entries[names[node]] = self._take(names[node], message, task, state, mean, entries.keys())
         for name in cohort:
-            entries.setdefault(name, _entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(task.state)})
+            entries.setdefault(name, entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(task.state)})
         self._last_entries = [entries[name] for name in sorted(entries)]
-        if sum(entry["status"] == "admitted" for entry in entries.values()) < federation.quorum:
+        if _admitted(entries) < federation.quorum:
             return False
         self._finish(item, attempt, started, state, mean)
         return True
@@ -162,8 +225,8 @@ class RoundLoop:
         reply: Reply | None = None
         try:
             reply = reply_from_message(message)
-            if reply.site != name:
-                raise Rejected(Code.MALFORMED)
+            if reply.code is None and reply.site != name:
+                raise Rejected(Code.IDENTITY)
             check_reply(reply, task, set(answered))
             size = None
             if task.kind != "evaluate":
@@ -173,26 +236,26 @@ class RoundLoop:
                     raise Rejected(Code.NORM)
                 mean.fold(admitted.update, weight)
                 size = float(f"{admitted.norm:.6g}")
-            entry = _entry(name, "admitted", None, reply, update_norm=size)
+            line = entry(name, "admitted", None, reply, update_norm=size)
             if reply.evaluation is not None:
-                entry["evaluations"] = {task.model: reply.evaluation}
+                line["evaluations"] = {task.model: reply.evaluation}
         except (WireError, Rejected) as error:
             refused = reply is not None and reply.code is not None
-            entry = _entry(name, "refused" if refused else "rejected", error.code, reply)
-        return entry | {"bytes_sent": len(task.state)}
+            line = entry(name, "refused" if refused else "rejected", error.code, reply)
+        return line | {"bytes_sent": len(task.state)}
 
     def _finish(self, item: Round, attempt: int, started: float, state: State, mean: WeightedMean) -> None:
         after = None
         if not isinstance(item.stage, EvaluateStage):
             after = add(state, mean.result())
             self._state = (item.number, after)
-        record = self._record(
+        done = record(
             item.number, item.stage.name, item.stage.kind, item.stage_round, item.stage_rounds, attempt, started,
             self._last_entries,
         )  # fmt: skip
-        record["model"] = item.model_of
-        record["state_digest"] = digest(after if after is not None else state)
-        self._commit(record, after, ends_stage=after is not None and item.stage_round == item.stage_rounds)
+        done["model"] = item.model_of
+        done["state_digest"] = digest(after if after is not None else state)
+        self._commit(done, after, ends_stage=after is not None and item.stage_round == item.stage_rounds)
 
     def _state_before(self, item: Round) -> State:
         if isinstance(item.stage, EvaluateStage):
@@ -203,67 +266,11 @@ class RoundLoop:
             return self._state[1]
         return self._store.state(item.number - 1)
 
-    def _commit(self, record: Record, state: State | None, *, ends_stage: bool) -> None:
-        self._store.commit(record, state, ends_stage=ends_stage)
+    def _commit(self, done: Record, state: State | None, *, ends_stage: bool) -> None:
+        self._store.commit(done, state, ends_stage=ends_stage)
         for observer in self._observers:
-            observer(record)
-
-    def _record(
-        self, number: int, stage: str, kind: str, stage_round: int, stage_rounds: int, attempt: int, started: float,
-        entries: list[Record],
-    ) -> Record:  # fmt: skip
-        admitted = [entry for entry in entries if entry["status"] == "admitted"]
-        return {
-            "schema": SCHEMA,
-            "round": number,
-            "stage": stage,
-            "kind": kind,
-            "stage_round": stage_round,
-            "stage_rounds": stage_rounds,
-            "attempt": attempt,
-            "seconds": round(time.monotonic() - started, 3),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "bytes_sent": sum(entry["bytes_sent"] for entry in entries),
-            "bytes_received": sum(entry["bytes_received"] for entry in entries),
-            "loss": _weighted([(entry["loss"], entry["examples"]) for entry in admitted]),
-            "metrics": _mean_metrics(admitted),
-            "rejected": [{"site": e["site"], "code": e["code"]} for e in entries if e["status"] != "admitted"],
-            "hospitals": sorted(entries, key=lambda entry: str(entry["site"])),
-        }
+            observer(done)
 
 
-def _entry(site: str, status: str, code: Code | None, reply: Reply | None = None, **more: Any) -> Record:
-    """One hospital's line in a round's record."""
-    entry: Record = {"site": site, "status": status, "code": code.value if code else None}
-    entry |= {
-        "examples": 0,
-        "steps": 0,
-        "loss": None,
-        "seconds": 0.0,
-        "metrics": {},
-        "bytes_sent": 0,
-        "bytes_received": 0,
-    }
-    if reply is not None:
-        entry |= {"examples": reply.examples, "steps": reply.steps, "loss": reply.loss, "seconds": reply.seconds}
-        entry |= {"metrics": reply.metrics, "bytes_received": len(reply.update)}
-    return entry | more
-
-
-def _weighted(pairs: list[tuple[float | None, int]]) -> float | None:
-    known = [(value, weight) for value, weight in pairs if value is not None and weight > 0]
-    total = sum(weight for _, weight in known)
-    return sum(value * weight for value, weight in known) / total if total else None
-
-
-def _mean_metrics(entries: list[Record]) -> dict[str, float]:
-    """The unweighted mean over hospitals of each metric, so that a large hospital does not hide a small one."""
-    names = sorted({name for entry in entries for name in entry["metrics"]})
-    values = {name: [entry["metrics"][name] for entry in entries if name in entry["metrics"]] for name in names}
-    return {name: sum(found) / len(found) for name, found in values.items()}
-
-
-def _told(entries: Iterable[Record]) -> str:
-    """What the hospitals that did not take part answered, for an operator."""
-    told = [f"{e['site']}: {e['code']} ({MEANING[Code(e['code'])]})" for e in entries if e["status"] != "admitted"]
-    return f" ({'; '.join(told)})" if told else ""
+def _admitted(entries: Mapping[str, Record]) -> int:
+    return sum(line["status"] == "admitted" for line in entries.values())

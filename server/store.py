@@ -69,6 +69,16 @@ class RunStore:
     @classmethod
     def resume(cls, folder: Path, plan: Plan | None = None) -> RunStore:
         """Go on with a run; StoreError where there is none, or it was started with another plan."""
+        store = cls(folder, cls.check(folder, plan))
+        store._repair()
+        run = store.run
+        run["sessions"].append({"started": _now(), "from_round": store.next_round})
+        store._write_run(run)
+        return store
+
+    @classmethod
+    def check(cls, folder: Path, plan: Plan | None = None) -> Plan:
+        """The plan of the run in a folder; StoreError where there is none, or it was started with another plan."""
         if not (folder / "run.json").exists():
             raise StoreError(f"{folder}: holds no run to resume; start one without --resume")
         try:
@@ -80,12 +90,7 @@ class RunStore:
                 f"{folder}: was started with plan {own.digest[:12]}, found {plan.digest[:12]}; "
                 "resume with the plan it was started with, or name another folder"
             )
-        store = cls(folder, own)
-        store._repair()
-        run = store.run
-        run["sessions"].append({"started": _now(), "from_round": store.next_round})
-        store._write_run(run)
-        return store
+        return own
 
     @property
     def run(self) -> dict[str, Any]:
@@ -94,9 +99,9 @@ class RunStore:
         return content
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of all committed rounds, in order."""
+        """The records of all committed rounds, in order; a line that is being written, or was torn by a kill, is none."""
         path = self.folder / "rounds.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
     @property
     def next_round(self) -> int:

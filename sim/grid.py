@@ -10,16 +10,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 Node = Callable[[Message], Message | None]  # None: no reply in this poll, asked again in the next
 
 
 class LocalGrid(Grid):
-    """A Grid over functions. `nodes` may be changed between rounds: hospitals join and leave."""
+    """A Grid over functions. `nodes` may be changed between rounds: hospitals join and leave.
 
-    def __init__(self, nodes: Mapping[int, Node]) -> None:
+    names: the names that keys are enrolled under, for nodes that have one. started: when a node's process signed on; another value
+    is another process. absent: nodes that are not there now; they answer once they are back.
+    """
+
+    def __init__(self, nodes: Mapping[int, Node], names: Mapping[int, str] | None = None) -> None:
         self.nodes = dict(nodes)
+        self.names = dict(names or {})
+        self.started: dict[int, str] = {}
+        self.absent: set[int] = set()
         self.pushed = 0
         self._waiting: dict[str, Message] = {}
         self._ids = itertools.count(1)
@@ -39,7 +47,14 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """The ids of the nodes that are there now."""
-        return list(self.nodes)
+        return [number for number in self.nodes if number not in self.absent]
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """The nodes that are there now, with their names and when they signed on."""
+        return [
+            NodeInfo(node_id=number, name=self.names.get(number, ""), last_activated_at=self.started.get(number, ""))
+            for number in self.get_node_ids()
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep each message until its reply is pulled; returns one id for each."""
@@ -57,12 +72,20 @@ class LocalGrid(Grid):
         replies = []
         for identity in list(message_ids):
             message = self._waiting.get(identity)
-            node = self.nodes.get(message.metadata.dst_node_id) if message is not None else None
-            reply = node(message) if node is not None and message is not None else None
+            reply = self._answer(message) if message is not None else None
             if reply is not None:
                 del self._waiting[identity]
                 replies.append(reply)
         return replies
+
+    @property
+    def waiting(self) -> int:
+        """How many messages have been sent whose reply was not taken."""
+        return len(self._waiting)
+
+    def _answer(self, message: Message) -> Message | None:
+        number = message.metadata.dst_node_id
+        return None if number in self.absent or number not in self.nodes else self.nodes[number](message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send and pull once; `timeout` is not waited for, since nodes answer at once."""

@@ -14,7 +14,6 @@ from rich.text import Text
 from client.archive.audit import audit, fields
 from client.archive.cache import verify_cache
 from client.archive.finish import Summary
-from client.archive.forget import forget
 from client.archive.ingest import ingest
 from client.archive.reasons import Reason
 from client.site import Site, read_site
@@ -114,6 +113,9 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _forget(arguments: argparse.Namespace) -> int:
+    # imported here: it loads torch, 500 MB that the daemon, which shares this module, need not hold
+    from client.archive.forget import forget
+
     site = read_site(arguments.site)
     done = forget(site, arguments.patient)
     spooled = f", {done.spooled} spooled files" if done.spooled else ""

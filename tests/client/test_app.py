@@ -17,7 +17,7 @@ from client.app import answer, make_app
 from client.site import Site
 from cxrbase_model.codec import pack
 from cxrbase_model.engine import TrainingDiverged
-from cxrbase_model.messages import Code, Reply, Task, reply_from_message, task_to_message
+from cxrbase_model.messages import PROTOCOL, Code, Reply, Task, reply_from_message, task_to_message
 from cxrbase_model.plan import Plan
 from cxrbase_model.state import digest
 
@@ -139,7 +139,12 @@ def test_a_site_file_that_cannot_be_used_is_a_code(task_for: Callable[..., Task]
 
 @pytest.mark.parametrize(
     ("protocol", "header", "code"),
-    [(2, "{}", Code.PROTOCOL), (1, "{", Code.MALFORMED), (1, "[]", Code.MALFORMED), (1, '{"kind": 3}', Code.MALFORMED)],
+    [
+        (PROTOCOL - 1, "{}", Code.PROTOCOL),
+        (PROTOCOL, "{", Code.MALFORMED),
+        (PROTOCOL, "[]", Code.MALFORMED),
+        (PROTOCOL, '{"kind": 3}', Code.MALFORMED),
+    ],
 )
 def test_a_message_of_another_kind_is_answered_by_a_code(site: Site, protocol: int, header: str, code: Code) -> None:
     content = RecordDict({"cxrbase": ConfigRecord({"protocol": protocol, "header": header})})

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from cxrbase_model.messages import (
     MEANING,
+    PROTOCOL,
     Code,
     Reply,
     Task,
@@ -50,13 +51,13 @@ def wire_code(records: RecordDict) -> Code:
 
 def config(**changes: object) -> RecordDict:
     header = {name: value for name, value in vars(REPLY).items() if name != "update"} | changes
-    return RecordDict({"cxrbase": ConfigRecord({"protocol": 1, "header": json.dumps(header)})})
+    return RecordDict({"cxrbase": ConfigRecord({"protocol": PROTOCOL, "header": json.dumps(header)})})
 
 
 def test_what_is_no_reply_of_this_protocol_is_refused_by_code() -> None:
     assert wire_code(RecordDict()) == Code.MALFORMED
-    assert wire_code(RecordDict({"cxrbase": ConfigRecord({"protocol": 2, "header": "{}"})})) == Code.PROTOCOL
-    assert wire_code(RecordDict({"cxrbase": ConfigRecord({"protocol": 1, "header": "["})})) == Code.MALFORMED
+    assert wire_code(RecordDict({"cxrbase": ConfigRecord({"protocol": PROTOCOL - 1, "header": "{}"})})) == Code.PROTOCOL
+    assert wire_code(RecordDict({"cxrbase": ConfigRecord({"protocol": PROTOCOL, "header": "["})})) == Code.MALFORMED
     assert wire_code(config(code="WHATEVER")) == Code.MALFORMED
     assert wire_code(config(examples="many")) == Code.MALFORMED
     assert wire_code(config(examples=True)) == Code.MALFORMED

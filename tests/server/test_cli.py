@@ -41,8 +41,8 @@ def test_a_run_that_has_only_begun_has_a_status_and_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RunStore.create(tmp_path / "run", read_plan(DEMO))
-    assert main(["status", str(tmp_path / "run")]) == 0
-    assert "no round committed yet" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "run")]) == 3
+    assert "demo: interrupted, 0 of 49 rounds done" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert report["rounds"] == []

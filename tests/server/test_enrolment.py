@@ -70,7 +70,30 @@ def test_provisioning_again_changes_nothing_and_renewing_only_the_server(consort
 def test_another_address_gives_another_certificate(consortium: Consortium) -> None:
     assert addresses_of(provision(consortium).server_certificate()) == {"localhost", "127.0.0.1"}
     moved = replace(consortium, more_addresses=("cxr.example.org", "::1"))
-    assert addresses_of(provision(moved).server_certificate()) == {"localhost", "cxr.example.org", "::1"}
+    assert addresses_of(provision(moved).server_certificate()) == {"localhost", "127.0.0.1", "cxr.example.org", "::1"}
+
+
+@pytest.mark.parametrize(
+    ("bind", "here", "certified"),
+    [
+        ("0.0.0.0", "127.0.0.1:9443", set()),
+        ("127.0.0.1", "127.0.0.1:9443", set()),
+        ("192.0.2.1", "192.0.2.1:9443", {"192.0.2.1"}),
+        ("::", "[::1]:9443", {"::1"}),
+        ("2001:db8::1", "[2001:db8::1]:9443", {"2001:db8::1"}),
+        ("2001:0db8:0::0001", "[2001:db8::1]:9443", {"2001:db8::1"}),
+    ],
+)
+def test_the_server_is_certified_where_this_machines_own_programs_reach_it(
+    consortium: Consortium, bind: str, here: str, certified: set[str]
+) -> None:
+    bound = replace(consortium, bind=bind, more_addresses=("2001:0db8::0002", "127.0.0.1"))
+    assert bound.here == here
+    assert set(bound.certified) == {"localhost", "127.0.0.1", "2001:db8::2"} | certified
+    assert addresses_of(provision(bound).server_certificate()) == set(bound.certified)
+    issued = Authority(bound.home).server_file.read_bytes()
+    provision(bound)
+    assert Authority(bound.home).server_file.read_bytes() == issued, "the same addresses need no new certificate"
 
 
 def test_certificates_last_as_long_as_the_settings_say(consortium: Consortium) -> None:
@@ -152,6 +175,42 @@ def test_a_key_is_enrolled_once_and_replaced_only_when_told(
         revoke(consortium, "riverside")
 
 
+def test_a_key_that_was_revoked_or_replaced_never_comes_back(
+    consortium: Consortium, file: Path, make_key: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    provision(consortium)
+    enrol(consortium, "riverside", make_key("first"))
+    revoke(consortium, "riverside")
+    for hospital in ("riverside", "lindenhof"):
+        for replace_it in (False, True):
+            with pytest.raises(
+                SettingsError, match=r"first\.pub: this key was revoked or replaced and cannot come back"
+            ):
+                enrol(consortium, hospital, make_key("unused").with_name("first.pub"), replace=replace_it)
+    assert main(["enrol", str(file), "riverside", str(file.with_name("first.pub"))]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.endswith("the hospital makes a new one with cxrbase-client join --replace\n")
+    second = enrol(consortium, "riverside", make_key("second"))
+    third = enrol(consortium, "riverside", make_key("third"), replace=True)
+    with pytest.raises(SettingsError, match="cannot come back"):
+        enrol(consortium, "riverside", file.with_name("second.pub"), replace=True)
+    assert enrolled(consortium) == {"riverside": third}
+    assert enrol(consortium, "riverside", file.with_name("third.pub"), replace=True) == third
+    assert second in [path.read_bytes() for path in (consortium.home / "revoked").iterdir()]
+    assert stat.S_IMODE((consortium.home / "revoked").stat().st_mode) == 0o700
+
+
+def test_a_refusal_to_replace_a_key_revokes_nothing(consortium: Consortium, make_key: Callable[..., Path]) -> None:
+    provision(consortium)
+    enrol(consortium, "riverside", make_key("a"))
+    with pytest.raises(SettingsError, match="say --replace"):
+        enrol(consortium, "riverside", make_key("b"))
+    assert not (consortium.home / "revoked").exists()
+    revoke(consortium, "riverside")
+    assert enrol(consortium, "riverside", make_key("c").with_name("b.pub"))
+
+
 def test_what_is_no_key_of_a_hospital_is_refused(
     consortium: Consortium, make_key: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -184,6 +243,9 @@ def test_what_is_no_key_of_a_hospital_is_refused(
         ({"hospitals": ["../a"]}, r"hospitals: expected 1 to 64 letters, digits, - and _, found '\.\./a'"),
         ({"name": ""}, "name: expected 1 to 64"),
         ({"port": 0}, "port"),
+        ({"bind": "localhost"}, "bind: expected an IP address of this machine, found 'localhost'"),
+        ({"bind": "0.0.0.0:9443"}, "bind: expected an IP address"),
+        ({"bind": ""}, "bind: expected an IP address"),
         ({"prot": 1}, "prot: unknown key"),
     ],
 )
@@ -207,3 +269,14 @@ def test_the_commands_of_the_operator(
     file.write_text(yaml.safe_dump(SETTINGS | {"certificate_days": 20}), encoding="utf-8")
     assert main(["provision", str(file), "--renew"]) == 0
     assert "19 days; run provision --renew" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_folder_named_when_provisioning_is_kept_in_the_settings(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["provision", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "elsewhere" / "authority.pem").exists()
+    assert read_consortium(file).home == tmp_path / "elsewhere"
+    assert main(["provision", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
+    assert main(["provision", str(file), "--out", str(tmp_path / "third")]) == 2
+    assert "--out: expected" in capsys.readouterr().err

@@ -1,11 +1,7 @@
-"""The round loop over an in-process Grid: quorum, rejections, repeats, resume, and the same bits after a kill.
-
-The hospitals here are functions that add a constant to the weights, so every expected number can be computed by hand.
-"""
+"""The round loop over an in-process Grid: quorum, rejections, repeats, resume, and the same bits after a kill."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,70 +13,19 @@ from flwr.app import Message
 from cxrbase_model.codec import pack, unpack
 from cxrbase_model.messages import Code, Reply, Task, reply_to_message, task_from_message
 from cxrbase_model.plan import Plan
-from cxrbase_model.settings import read
-from cxrbase_model.state import State, digest
+from cxrbase_model.state import State
 from server.exchange import Exchange, Stopped
+from server.live import Live
 from server.rounds import RoundLoop, RunFailed
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
-
-Change = Callable[[Task, Reply], Reply | None]
-
-
-def plan(**federation: Any) -> Plan:
-    mapping = {
-        "schema": 1,
-        "name": "test",
-        "data": {"findings": ["No Finding", "Nodule"], "image_size": 16},
-        "model": {
-            "encoder": "vit_micro",
-            "patch_size": 8,
-            "depth": 1,
-            "decoder_width": 32,
-            "decoder_depth": 1,
-            "decoder_heads": 2,
-        },
-        "stages": [
-            {"kind": "pretrain", "name": "mae", "rounds": 2},
-            {"kind": "finetune", "name": "detect", "rounds": 2},
-            {"kind": "evaluate", "name": "test"},
-        ],
-        "federation": {"quorum": 2, "deadline": 1, "join_deadline": 1, "repeats": 1} | federation,
-    }
-    return read(Plan, mapping)
-
-
-def hospital(name: str, shift: float, examples: int, change: Change = lambda task, reply: reply) -> Node:
-    """A node that adds `shift` to every weight; `change` may spoil its reply or drop it (None)."""
-
-    def node(message: Message) -> Message | None:
-        task = task_from_message(message)
-        reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest)
-        if task.kind == "describe":
-            return reply_to_message(
-                replace(reply, description={"kinds": ["pretrain", "finetune", "evaluate"]}), message
-            )
-        state = unpack(task.state)
-        assert digest(state) == task.state_digest
-        if task.kind == "evaluate":
-            reply = replace(reply, examples=examples, evaluation={"mean_auroc": None})
-        else:
-            update = pack({key: torch.full_like(tensor, shift) for key, tensor in state.items()})
-            reply = replace(reply, examples=examples, steps=1, loss=shift, update=update)
-        changed = change(task, reply)
-        return reply_to_message(changed, message) if changed is not None else None
-
-    return node
-
-
-def in_training(change: Change) -> Change:
-    return lambda task, reply: change(task, reply) if task.kind == "pretrain" else reply
+from tests.server.hospitals import Change, hospital, in_training, plan
 
 
 def run(folder: Path, nodes: list[Node], the_plan: Plan | None = None, *, resume: bool = False) -> RunStore:
     the_plan = the_plan or plan()
     store = RunStore.resume(folder, the_plan) if resume else RunStore.create(folder, the_plan)
-    RoundLoop(Exchange(LocalGrid(dict(enumerate(nodes, start=1)))), store).run()
+    RoundLoop(Exchange(LocalGrid(dict(enumerate(nodes, start=1)))), store, Live(folder)).run()
     return store
 
 
@@ -125,7 +70,7 @@ def spoiled(**tensors: torch.Tensor) -> Change:
     [
         (in_training(lambda t, r: replace(r, round=t.round - 1)), "rejected", Code.ROUND),
         (in_training(lambda t, r: replace(r, plan_digest="0" * 64)), "rejected", Code.PLAN_DIGEST),
-        (in_training(lambda t, r: replace(r, site="a")), "rejected", Code.MALFORMED),
+        (in_training(lambda t, r: replace(r, site="a")), "rejected", Code.IDENTITY),
         (in_training(lambda t, r: replace(r, examples=0)), "rejected", Code.EXAMPLES),
         (in_training(lambda t, r: replace(r, code=Code.POLICY, update=b"")), "refused", Code.POLICY),
         (in_training(lambda t, r: None), "silent", Code.NO_REPLY),
@@ -204,7 +149,8 @@ def test_where_all_that_are_expected_have_refused_nobody_waits(tmp_path: Path) -
         return reply_to_message(reply, message)
 
     grid = LocalGrid({1: without_cache, 2: without_cache})
-    loop = RoundLoop(Exchange(grid), RunStore.create(tmp_path, plan(join_deadline=600)), expected=2)
+    store = RunStore.create(tmp_path, plan(join_deadline=600))
+    loop = RoundLoop(Exchange(grid), store, Live(tmp_path), expected=2)
     with pytest.raises(RunFailed, match=r"0 hospitals joined within \d s.*a: CACHE_MISSING"):
         loop.run()
 
@@ -218,7 +164,7 @@ def test_a_hospital_that_joins_later_takes_part_from_the_next_round(tmp_path: Pa
             grid.nodes[3] = hospital("late", 1.0, 10)
             del grid.nodes[1]
 
-    RoundLoop(Exchange(grid), store, observers=[join]).run()
+    RoundLoop(Exchange(grid), store, Live(tmp_path), observers=[join]).run()
     asked = [[entry["site"] for entry in record["hospitals"]] for record in store.records()]
     assert asked[1] == ["a", "b"]
     assert asked[2] == ["b", "late"]
@@ -238,7 +184,7 @@ def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(tmp_path: Path,
 
     store = RunStore.create(tmp_path / "cut", plan())
     with pytest.raises(Killed):
-        RoundLoop(Exchange(LocalGrid(dict(enumerate(nodes)))), store, observers=[kill]).run()
+        RoundLoop(Exchange(LocalGrid(dict(enumerate(nodes)))), store, Live(tmp_path), observers=[kill]).run()
     resumed = run(tmp_path / "cut", list(reversed(nodes)), resume=True)
     digests = [[record.get("state_digest") for record in store.records()] for store in (whole, resumed)]
     assert digests[0] == digests[1]
@@ -247,4 +193,4 @@ def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(tmp_path: Path,
 def test_a_run_that_is_asked_to_stop_stops_while_it_waits(tmp_path: Path) -> None:
     grid = LocalGrid({1: hospital("a", 1.0, 10), 2: lambda message: None})
     with pytest.raises(Stopped):
-        RoundLoop(Exchange(grid, should_stop=lambda: True), RunStore.create(tmp_path, plan())).run()
+        RoundLoop(Exchange(grid, should_stop=lambda: True), RunStore.create(tmp_path, plan()), Live(tmp_path)).run()

@@ -23,6 +23,7 @@ from cxrbase_model.messages import reply_to_message, task_from_message
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.state import digest
 from server.exchange import Exchange
+from server.live import Live
 from server.rounds import RoundLoop
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
@@ -206,7 +207,7 @@ def _in_process(plan: Plan, sites: list[Site], folder: Path) -> RunStore:
 
     store = RunStore.create(folder / "whole", plan)
     grid = LocalGrid({number: node(site) for number, site in enumerate(sites, start=1)})
-    RoundLoop(Exchange(grid), store, expected=len(sites)).run()
+    RoundLoop(Exchange(grid), store, Live(store.folder), expected=len(sites)).run()
     return store
 
 

@@ -148,7 +148,8 @@ def associate(archive: DimseArchive, tls: ssl.SSLContext | None, on_store: Calla
             Failure.UNREACHABLE, f"archive.host: {archive.host} is not known or cannot be reached"
         ) from None
     if not association.is_established:
-        association.join(entity.acse_timeout)  # pynetdicom comes back before it has looked at a rejection that it was sent
+        if association.is_alive():  # pynetdicom comes back before it has looked at a rejection that it was sent
+            association.join(entity.acse_timeout)
         transport = association.dul.socket
         if transport is not None and transport.socket is not None:
             transport.socket.close()  # pynetdicom leaves it open

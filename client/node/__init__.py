@@ -1,0 +1,1 @@
+"""What keeps a hospital in touch with its consortium: Flower's SuperNode, the processes beside it, and the daemon that watches them."""

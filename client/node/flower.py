@@ -1,0 +1,174 @@
+"""What the hospital's processes take from Flower beyond its public names, all in one place.
+
+Flower's SuperNode speaks to the server. At its Runtime API, an HTTP port of this machine alone, other processes fetch tasks and hand
+back answers; this module is their end of it. The calls are those of Flower's own `flower-superexec` and `flwr-clientapp`, without what
+these do besides: installing the code that the server sent, and sending the texts of exceptions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+RELEASE = "1.41"
+
+if not version("flwr").startswith(
+    f"{RELEASE}."
+):  # its inner names may mean something else there, so nothing is started
+    sys.exit(f"cxrbase-client: expected flwr {RELEASE}, found {version('flwr')}; install the release's own versions")
+try:
+    from flwr.app import Context, Error, Message
+    from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.heartbeat import HeartbeatSender
+    from flwr.supercore.interceptors import (
+        RuntimeTokenHttpInterceptor,
+        RuntimeVersionHttpInterceptor,
+        SuperExecAuthHttpInterceptor,
+    )
+    from flwr.supercore.retry import RetryInvoker, exponential
+    from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supernode.cli import flower_supernode
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+except ImportError as error:
+    sys.exit(f"cxrbase-client: flwr {version('flwr')} lacks a part ({error.name}); install the release's own versions")
+
+if TYPE_CHECKING:
+    from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_PATIENCE = 60.0  # seconds that an answer waits for a SuperNode that does not reply
+
+
+@dataclass(frozen=True)
+class Given:
+    """A task that the SuperNode has given away: the server's message, its context, and the bundle that the server wants run."""
+
+    message: Message
+    context: Context
+    bundle: bytes
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A task that waits to be fetched with its token; `agent` where it is an AgentApp's, which no hospital runs."""
+
+    token: str
+    agent: bool
+
+
+class Tasks:
+    """The executor's end: which task is next? httpx.HTTPError where the SuperNode does not answer."""
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        proof = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE})
+        self._client = _client(address, "SuperExec", proof)
+
+    def next(self) -> Claim | None:
+        """Claim the oldest task, None where none waits.
+
+        An AgentApp's is claimed to be refused: left waiting, it would keep the SuperNode from taking any other.
+        """
+        kinds = [TaskType.CLIENT_APP, TaskType.AGENT_APP]
+        found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=kinds))
+        if not found.HasField("task") or not found.token:
+            return None
+        return Claim(found.token, found.task.type != TaskType.CLIENT_APP)
+
+
+class Exchange:
+    """The runner's end: fetch one task with its token and hand back one answer."""
+
+    def __init__(self, address: str, token: str) -> None:
+        proof, retry = (
+            RuntimeTokenHttpInterceptor(token),
+            RetryInvoker(exponential, httpx.TransportError, None, _PATIENCE),
+        )
+        self._client = _client(address, "flwr-clientapp", proof, retry)
+        self._pulse = _client(address, "flwr-clientapp", proof)
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Tell the SuperNode meanwhile that the task is being worked on, else it is given up after a minute; then hang up.
+
+        A SuperNode that has gone, or has forgotten the task, does not end the work: the answer is kept for when the task comes again.
+        """
+        sender = HeartbeatSender(self._beat)
+        sender.start()
+        try:
+            yield
+        finally:
+            if sender.is_running:
+                sender.stop()
+            self._client.close()
+            self._pulse.close()
+
+    def fetch(self) -> Given:
+        """The task, with its message."""
+        message, context, _, fab = pull_task_input(self._client)
+        return Given(message, context, fab.content)
+
+    def hand_back(self, answer: Message, given: Given) -> None:
+        """Send the answer; httpx.HTTPError where the SuperNode has gone."""
+        push_message(self._client, answer, given.context)
+        status = SubStatus.FAILED if answer.has_error() else SubStatus.COMPLETED
+        push_task_output(client=self._client, context=given.context, sub_status=status, details="")
+
+    def _beat(self) -> bool:
+        try:
+            self._pulse.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except httpx.HTTPError:
+            return False
+        return True
+
+
+def failure(request: Message) -> Message:
+    """The answer that says that there is none, always in the same words."""
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "the hospital has no answer"), reply_to=request)
+
+
+def sign_off(node: int, superlink: str, authority: Path, key_file: Path) -> None:
+    """Tell the server that a SuperNode has ended that could not say so itself; else its key is held for up to a minute.
+
+    That the server cannot be reached, or knows better, is left to the next SuperNode to find out.
+    """
+    key = load_ssh_private_key(key_file.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # `client.membership` has made it
+    interceptors = (RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key()))
+    with (
+        contextlib.suppress(httpx.HTTPError),
+        FleetHttpClient.from_server_address(superlink, False, authority.read_bytes(), interceptors) as client,
+    ):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+
+
+def run_supernode(arguments: list[str]) -> None:
+    """Be Flower's SuperNode with this command line; returns by SystemExit."""
+    sys.argv = ["flower-supernode", *arguments]
+    flower_supernode()
+
+
+def _client(
+    address: str, component: str, proof: ProtobufClientInterceptor, retry: RetryInvoker | None = None
+) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,  # a port of this machine alone
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name=component), proof],
+        retry_invoker=retry,
+    )

@@ -1,0 +1,88 @@
+"""docs/reliability.md, written by the run that it reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sim.faults import Outcome
+from sim.soak import Soaked
+
+_HEAD = """# Reliability
+
+Written by `cxrbase-sim faults` and `cxrbase-sim soak`, which do all of this to a consortium of real processes on one machine: Flower's
+SuperLink and SuperNodes under our daemons, TLS, keys, a line of its own for each hospital that can be cut, stalled and slowed.
+"""
+
+
+def faults_section(outcomes: Sequence[Outcome], *, same: bool, seconds: float, cores: int) -> str:
+    """The table of faults as Markdown."""
+    repeated = sum(outcome.attempts - 1 for outcome in outcomes)
+    lines = [
+        "## One fault in each round",
+        "",
+        f"Three hospitals, {len(outcomes)} rounds, {seconds / 60:.0f} minutes on {cores} cores. Rounds lost: 0. Rounds repeated: {repeated}. "
+        f"The final model is {'the same, to the bit, as' if same else '**not** the same as'} the one that these hospitals reach "
+        "without a network or a fault.",
+        "",
+        "A fault strikes in the phase named; *until committed* counts from there to the commit of the round, which takes about "
+        f"{_usual(outcomes):.0f} s where nothing has to be waited for. *Left out* are hospitals whose update is not in the round.",
+        "",
+        "| round | fault | phase | until committed | attempts | left out |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {o.round} | {o.what} | {o.phase} | {o.seconds:.0f} s | {o.attempts} | {', '.join(o.missing) or 'nobody'} |"
+        for o in outcomes
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def soak_section(soaked: Soaked) -> str:
+    """The soak as Markdown."""
+    grown = {name: size for name in sorted(soaked.memory) if (size := soaked.growth(name)) is not None}
+    lines = [
+        "## A soak",
+        "",
+        f"Nine hospitals (eight, one of which is gone for good after a third of the rounds, and one that joins after a half), {soaked.rounds} rounds, "
+        f"{len(soaked.events)} events, {soaked.seconds / 60:.0f} minutes. All {len(soaked.attempts)} rounds were committed, "
+        f"{sum(attempt > 1 for attempt in soaked.attempts)} of them at a second attempt. Everybody who came back took part again.",
+        "",
+        "| hospital | what happened (after round) | rounds it is in |",
+        "|---|---|---|",
+    ]
+    for name in sorted({*soaked.admitted, *(event.hospital for event in soaked.events)}):
+        told = (
+            "; ".join(f"{event.what} ({event.round})" for event in soaked.events if event.hospital == name) or "nothing"
+        )
+        lines.append(f"| {name} | {told} | {len(soaked.admitted.get(name, []))} of {soaked.rounds} |")
+    lines += [
+        "",
+        "Memory of the processes that lived long enough to tell, from their first warm rounds to the last ones:",
+        "",
+    ]
+    lines += ["| process | MB then | grown by |", "|---|---|---|"]
+    for name, size in grown.items():
+        first = next(value for _, value in sorted(soaked.memory[name].items()))
+        lines.append(f"| {name.rpartition(' (')[0]} | {first:.0f} | {size:+.1f} MB |")
+    return "\n".join(lines) + "\n"
+
+
+def write_report(target: Path, results: Path) -> None:
+    """Write the document from the sections that lie in `results`."""
+    sections = [
+        path.read_text(encoding="utf-8") for name in ("faults.md", "soak.md") if (path := results / name).exists()
+    ]
+    target.write_text("\n".join([_HEAD, *sections]), encoding="utf-8")
+
+
+def keep(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write outcomes as JSON lines."""
+    path.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes), encoding="utf-8")
+
+
+def _usual(outcomes: Sequence[Outcome]) -> float:
+    times = sorted(outcome.seconds for outcome in outcomes)
+    return times[len(times) // 4]

@@ -1,0 +1,75 @@
+"""The executor, a real process beside a real Runtime API: tasks of ClientApps run, those of AgentApps are refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flwr.supercore.constant import TaskType
+
+from client.node.supernode import environment, python
+from client.site import Site
+from cxrbase_model.bundle import release_bundle
+from cxrbase_model.messages import Code, Task, reply_from_message
+from tests.client.node.conftest import SECRET, WAIT, SuperNode, wait_for
+
+
+@pytest.fixture
+def executor(supernode: SuperNode, site: Site, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    supernode.config["site"] = str(site.private.parent / "SITE.yaml")
+    (tmp_path / "secret").write_bytes(SECRET)
+    command = [
+        *python("client.node.executor"), "--private", str(site.private), "--address", supernode.address,
+        "--secret", str(tmp_path / "secret"), "--parent", str(os.getpid()),
+    ]  # fmt: skip
+    with (tmp_path / "executor.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment(site.private), stdout=log, stderr=log)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.usefixtures("executor")
+def test_tasks_run_one_after_the_other(supernode: SuperNode, task_for: Callable[..., Task]) -> None:
+    supernode.offer(task_for("mae"), release_bundle(), TaskType.AGENT_APP)
+    message, _ = supernode.wait_for_answer()
+    assert message.error.reason == "the hospital has no answer"
+    supernode.offer(task_for("describe"), release_bundle())
+    message, _ = supernode.wait_for_answer()
+    assert reply_from_message(message).code is None
+    supernode.offer(task_for("describe"), b"other code")
+    message, _ = supernode.wait_for_answer()
+    assert reply_from_message(message).code is Code.BUNDLE
+
+
+def test_a_runner_ends_with_its_executor(
+    supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task]
+) -> None:
+    supernode.offer(task_for("mae"), release_bundle())
+    runner = wait_for(lambda: runners(executor.pid))[0]
+    executor.send_signal(signal.SIGTERM)
+    assert executor.wait(WAIT) == 0
+    assert not Path(f"/proc/{runner}").exists()
+
+
+def test_a_runner_does_not_outlive_an_executor_that_was_killed(
+    supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task]
+) -> None:
+    supernode.offer(task_for("mae"), release_bundle())
+    runner = wait_for(lambda: runners(executor.pid))[0]
+    executor.kill()
+    wait_for(lambda: not Path(f"/proc/{runner}").exists())
+
+
+def runners(executor: int) -> list[int]:
+    """The runners of an executor: forks of a process that it has started."""
+    return [runner for between in children(executor) for runner in children(between)]
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started and not waited for."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]

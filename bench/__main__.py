@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 
 from bench.cache import cache
+from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
 
-PARTS: dict[str, Callable[[], dict[str, float]]] = {"cache": cache, "fold": fold, "ingest": ingest}
+PARTS: dict[str, Callable[[], dict[str, float]]] = {"cache": cache, "engine": engine, "fold": fold, "ingest": ingest}
 
 
 def main() -> int:

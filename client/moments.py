@@ -1,6 +1,7 @@
 """AdamW's moments between the rounds of a stage: they stay in the hospital, in files that only its user may read.
 
 Each round's moments are a file of their own, so that a round that is repeated starts from those that it started from before.
+Beside them lies the local checkpoint of a round that was interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.codec import CodecError, pack, unpack
 from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.messages import Task
@@ -17,6 +19,7 @@ from cxrbase_model.state import State
 
 FOLDER = "optimizer"
 
+_INTERRUPTED = "interrupted.safetensors"  # one for all stages: it knows which training it belongs to
 _ROUNDS_KEPT = 2  # the last one, and the one before it in case the last is repeated
 _STAGES_KEPT = 4  # of runs that were interrupted by others
 
@@ -28,6 +31,7 @@ class Moments:
         key = hashlib.sha256(f"{task.run}\n{task.plan_digest}\n{task.stage}".encode()).hexdigest()[:16]
         self._top, self._round = private / FOLDER, task.stage_round
         self._folder = self._top / key
+        self.interrupted = LocalCheckpoint(self._top / _INTERRUPTED)
 
     def before(self) -> State | None:
         """The moments of the last round before this one; None in the first round of a stage, or where there are none."""
@@ -56,8 +60,9 @@ class Moments:
             shutil.rmtree(stage, ignore_errors=True)
 
     def drop(self) -> None:
-        """Remove the moments of the stage."""
+        """Remove the moments of the stage, and the checkpoint of a round that was interrupted."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        self.interrupted.remove()
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06}.safetensors"
@@ -67,7 +72,7 @@ class Moments:
 
 
 def forget_moments(private: Path) -> None:
-    """Remove all moments: they were computed from pictures that may have to be forgotten."""
+    """Remove all moments and local checkpoints: they were computed from pictures that may have to be forgotten."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(private / FOLDER)
 

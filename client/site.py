@@ -140,6 +140,16 @@ class Compute:
 
     device: str = knob("auto", why="auto, cpu, cuda or cuda:N")
     threads: int = knob(1, low=1, high=256, why="CPU threads of the training; results are equal only for equal numbers")
+    micro_batch: int | None = knob(
+        None,
+        unit="pictures",
+        low=1,
+        high=65536,
+        why="pictures that go through the model at once; a batch's all, halved on an out-of-memory",
+    )
+    compile: bool = knob(False, why="torch.compile; pays on a GPU after a minute")
+    recompute: bool = knob(False, why="a third more work for most of the activations' memory")
+    deterministic: bool = knob(False, why="the same bits each time on the same GPU, a little slower")
     workers: int = knob(2, low=1, high=256, unit="processes", why="processes that read the archive")
 
 

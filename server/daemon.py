@@ -7,6 +7,7 @@ same command starts it all again. The SuperLink and the rounds (Flower's ServerA
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -19,8 +20,9 @@ from cxrbase_model.bundle import bundle_digest, release_bundle
 from cxrbase_model.files import locked
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.processes import Backoff, Program
+from cxrbase_model.settings import SettingsError
 from server.authority import Authority
-from server.consortium import Consortium
+from server.consortium import Consortium, read_consortium
 from server.control import ControlError, control, flower_key
 from server.enrolment import enrolled
 from server.home import Home
@@ -167,7 +169,7 @@ class Daemon:
 
     def _tell_keys(self) -> None:
         """Bring the SuperLink's list of keys in line with the enrolled ones."""
-        wanted = enrolled(self._consortium)
+        wanted = self.wanted_keys()
         if wanted == self._keys:
             return
         with control(self._consortium) as link:
@@ -180,6 +182,14 @@ class Daemon:
             for key in keys.keys() - stay:
                 self._let_in(link.let_in, keys[key], key)
         self._keys = wanted
+
+    def wanted_keys(self) -> dict[str, bytes]:
+        """The enrolled keys of the hospitals that the settings name now: some may have joined since the start."""
+        with contextlib.suppress(
+            SettingsError
+        ):  # the file is just being written; the hospitals of before count meanwhile
+            self._consortium = dataclasses.replace(self._consortium, hospitals=read_consortium(self._file).hospitals)
+        return enrolled(self._consortium)
 
     def _let_in(self, register: Callable[[str, bytes], None], name: str, key: bytes) -> None:
         import httpx  # with Flower, which the other commands need not wait for

@@ -22,6 +22,7 @@ from typing import Any
 from cxrbase_model.hello import HELLO_SCHEMA, Hello, signer
 from cxrbase_model.messages import PROTOCOL
 from cxrbase_model.processes import end_with_parent
+from cxrbase_model.settings import SettingsError
 from server.authority import Authority
 from server.consortium import Consortium, read_consortium
 from server.enrolment import enrolled
@@ -34,10 +35,11 @@ _LOOK_EVERY = 2.0  # seconds between looks at the certificate's file
 def main() -> None:
     """Serve until the process is ended."""
     end_with_parent(int(sys.argv[2]))
-    consortium = read_consortium(Path(sys.argv[1]))
+    file = Path(sys.argv[1])
+    consortium = read_consortium(file)
     flower = importlib.import_module("flwr.superlink.main")
     server = importlib.import_module("uvicorn.config")
-    _wrap(flower, "create_app", lambda made: _gated(made, consortium))
+    _wrap(flower, "create_app", lambda made: _gated(made, lambda: _now(file, consortium)))
     _wrap(server, "create_ssl_context", lambda made: _renewing(made, Authority(consortium.home)))
     program = importlib.import_module("flwr.superlink.cli.flower_superlink")
     sys.argv = ["flower-superlink", *arguments(consortium)]
@@ -72,12 +74,19 @@ def _wrap(module: Any, name: str, around: Callable[[Any], Any]) -> None:
     setattr(module, name, around(made))
 
 
-def _gated(create_app: Callable[..., Any], consortium: Consortium) -> Callable[..., Any]:
+def _now(file: Path, earlier: Consortium) -> Consortium:
+    try:
+        return read_consortium(file)
+    except SettingsError:  # it is just being written
+        return earlier
+
+
+def _gated(create_app: Callable[..., Any], now: Callable[[], Consortium]) -> Callable[..., Any]:
+    """`now` gives the consortium as its settings are at the moment: hospitals join while it runs."""
+
     def create(*arguments: Any, **settings: Any) -> Any:
         app = create_app(*arguments, **settings)
-        app.add_middleware(
-            Gate, hello=lambda headers: greeting(consortium, headers)
-        )  # the last one added is the outermost
+        app.add_middleware(Gate, hello=lambda headers: greeting(now(), headers))  # the last one added is the outermost
         return app
 
     return create

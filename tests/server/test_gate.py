@@ -213,7 +213,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Any:
         consortium = Consortium(
             schema=1, name="northlight", address="localhost", hospitals=("riverside",), home=Path("nowhere")
         )
-        app = _gated(create_app, consortium)()
+        app = _gated(create_app, lambda: consortium)()
     app.state.enable_supernode_auth = True
     return app
 

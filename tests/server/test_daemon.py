@@ -1,0 +1,41 @@
+"""The operator's daemon apart from its processes, which `tests/network` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cxrbase_model.plan import Plan, read_plan
+from server.consortium import read_consortium
+from server.daemon import Daemon
+from server.enrolment import enrol, provision
+
+PLAN = Path(__file__).parents[2] / "configs" / "plans" / "demo.yaml"
+SETTINGS = {"schema": 1, "name": "northlight", "address": "localhost", "hospitals": ["riverside"]}
+
+
+def public_key(path: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP384R1()).public_key()
+    path.write_bytes(key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    return path
+
+
+def test_a_hospital_that_joins_while_the_run_goes_on_is_let_in(tmp_path: Path) -> None:
+    file, plan = tmp_path / "consortium.yaml", read_plan(PLAN)
+    file.write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    provision(read_consortium(file))
+    daemon = started(file, plan)
+    assert daemon.wanted_keys() == {}
+    file.write_text(yaml.safe_dump(SETTINGS | {"hospitals": ["riverside", "oak"]}), encoding="utf-8")
+    provision(read_consortium(file))
+    enrol(read_consortium(file), "oak", public_key(tmp_path / "oak.pub"))
+    assert daemon.wanted_keys().keys() == {"oak"}
+    file.write_text("schema: [", encoding="utf-8")  # half written
+    assert daemon.wanted_keys().keys() == {"oak"}
+
+
+def started(file: Path, plan: Plan) -> Daemon:
+    return Daemon(file, read_consortium(file), plan, lambda text: None)

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
 
 SCHEMA = 1
@@ -179,6 +180,13 @@ class Federation:
     max_update_norm: float | None = knob(
         None, low=0.0, why="largest admitted Euclidean norm of an update; none means that any finite one is admitted"
     )
+    outlier: float | None = knob(
+        None, low=1.0, why="largest admitted norm, as a multiple of the median of the stage's last rounds; none for any"
+    )
+    claimed_examples: float | None = knob(
+        2.0, low=1.0,
+        why="most examples that a reply may claim, as a multiple of what the described pictures allow; none for any",
+    )  # fmt: skip
     keep_checkpoints: int = knob(3, low=1, high=10_000, why="committed rounds whose weights stay on disk")
 
 
@@ -194,10 +202,12 @@ class Plan:
     precision: str = knob("float32", choices=("float32", "bf16"), why="arithmetic of the local training (autocast)")
     model: ModelSpec = knob(factory=ModelSpec, why="the network")
     federation: Federation = knob(factory=Federation, why="the round")
+    aggregation: Aggregation = knob(factory=Aggregation, why="how updates become one step of the model")
 
     def __post_init__(self) -> None:
         self._check_model()
         self._check_stages()
+        self.aggregation.check_quorum(self.federation.quorum)
 
     @property
     def digest(self) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cxrbase_model.codec import CodecError, unpack
 from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.plan import EvaluateStage, Stage
 from cxrbase_model.state import State, is_finite, mismatch, norm
 
 MOST_EXAMPLES = 10_000_000  # no hospital shows a model more pictures in a round; a weight beyond it is a lie or a bug
@@ -44,10 +47,44 @@ def check_reply(reply: Reply, task: Task, answered: Set[str]) -> None:
         raise Rejected(reply.code)
 
 
-def admit_update(reply: Reply, reference: Mapping[str, Tensor], max_norm: float | None) -> Admitted:
-    """The update of a reply; Rejected where it does not fit the reference, is not finite or too large."""
+def claimable(description: Mapping[str, Any], stage: Stage, slack: float | None) -> int:
+    """The most examples that a hospital can have trained on in a round of a stage, by what it described in round 0.
+
+    `slack` is the plan's federation.claimed_examples. A count in a bucket is taken at its largest; 0 where none was described.
+    """
+    if slack is None or isinstance(stage, EvaluateStage):
+        return MOST_EXAMPLES
+    told = description.get("pictures")
+    pictures = _largest(told.get("train") if isinstance(told, Mapping) else None)
+    most = math.ceil(slack * pictures * stage.local_epochs) + stage.batch_size  # the last batch is filled up
+    return min(most, MOST_EXAMPLES) if pictures else 0
+
+
+def _largest(count: object) -> int:
+    """The largest number that a bucketed count stands for; 0 for what is none."""
+    if isinstance(count, int):
+        return min(max(count, 0), MOST_EXAMPLES)
+    if isinstance(count, str) and count.startswith("<") and count[1:].isdecimal():
+        return min(int(count[1:10]), MOST_EXAMPLES) - 1
+    return MOST_EXAMPLES if isinstance(count, str) and count.startswith(">=") else 0
+
+
+def admit_update(
+    reply: Reply,
+    reference: Mapping[str, Tensor],
+    max_norm: float | None,
+    *,
+    outlying: float | None = None,
+    claimable: int = MOST_EXAMPLES,
+) -> Admitted:
+    """The update of a reply; Rejected where it does not fit the reference, is not finite or too large.
+
+    outlying: the norm above which an update is too unlike those of the rounds before; claimable: the most examples.
+    """
     if not 0 < reply.examples <= MOST_EXAMPLES:
         raise Rejected(Code.EXAMPLES)
+    if reply.examples > claimable:
+        raise Rejected(Code.CLAIM)
     try:
         update = unpack(reply.update)
     except CodecError:
@@ -62,4 +99,6 @@ def admit_update(reply: Reply, reference: Mapping[str, Tensor], max_norm: float 
     size = norm(update)
     if max_norm is not None and size > max_norm:
         raise Rejected(Code.NORM)
+    if outlying is not None and size > outlying:
+        raise Rejected(Code.OUTLIER)
     return Admitted(update, reply.examples, size)

@@ -14,16 +14,16 @@ from flwr.app import Message
 from cxrbase_model.codec import pack
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
-from cxrbase_model.state import State, add, digest
-from server.admission import Rejected, admit_update, check_reply
-from server.aggregate import WeightedMean
+from cxrbase_model.state import State, digest
+from server.admission import Rejected, admit_update, check_reply, claimable
 from server.cohort import choose
 from server.exchange import Exchange, Node, Stopped
-from server.initial import initial_state
 from server.live import Live
-from server.records import Record, entry, record, told
+from server.records import Record, entry, record, told, usual_norm
 from server.roster import Roster
+from server.rules.gathering import Gathering, gathering
 from server.store import RunStore
+from server.weights import GlobalModel
 
 Observer = Callable[[Record], None]
 
@@ -63,7 +63,7 @@ class RoundLoop:
         self._asked_refused = time.monotonic()
         self._observers = list(observers)
         self._roster = Roster()
-        self._state: tuple[int, State] | None = None  # the newest weights, so that they are not read back each round
+        self._model = GlobalModel(store)
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
@@ -193,7 +193,7 @@ class RoundLoop:
     def _attempt(self, item: Round, attempt: int) -> bool:
         """One attempt at a round; whether it reached the quorum and was committed."""
         started = time.monotonic()
-        state = self._state_before(item)
+        state = self._model.before(item)
         federation = self._plan.federation
         able = self._roster.able(item.stage.kind, self._exchange.nodes())
         cohort = choose(able, federation.fraction, federation.quorum, self._plan.seed, item.number)
@@ -201,7 +201,20 @@ class RoundLoop:
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
             self._text, self._plan.digest, digest(state), pack(state),
         )  # fmt: skip
-        mean = WeightedMean(state)
+        usual = usual_norm(self._store.records(), item.stage.name)
+        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
+            entries = self._ask(cohort, task, state, gathered, usual)
+            self._last_entries = [entries[name] for name in sorted(entries)]
+            if _admitted(entries) < federation.quorum:
+                return False
+            self._finish(item, attempt, started, state, gathered)
+        return True
+
+    def _ask(
+        self, cohort: list[str], task: Task, state: State, gathered: Gathering, usual: float | None
+    ) -> dict[str, Record]:
+        """Send the task to the cohort and take in what comes back; returns each hospital's line in the record."""
+        federation = self._plan.federation
         entries: dict[str, Record] = {}
         names = {self._roster.sites[name]: name for name in cohort}
         asked = self._exchange.ask(
@@ -209,19 +222,16 @@ class RoundLoop:
             enough=lambda: _admitted(entries) >= federation.quorum,
         )  # fmt: skip
         for node, message in asked:
-            entries[names[node]] = self._take(names[node], message, task, state, mean, entries.keys())
+            entries[names[node]] = self._take(names[node], message, task, state, gathered, usual, entries.keys())
         for name in cohort:
             entries.setdefault(name, entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(task.state)})
-        self._last_entries = [entries[name] for name in sorted(entries)]
-        if _admitted(entries) < federation.quorum:
-            return False
-        self._finish(item, attempt, started, state, mean)
-        return True
+        return entries
 
     def _take(
-        self, name: str, message: Message, task: Task, state: State, mean: WeightedMean, answered: Iterable[str]
-    ) -> Record:
-        """Fold one reply into the mean, or say why not; returns the hospital's line in the record."""
+        self, name: str, message: Message, task: Task, state: State, gathered: Gathering, usual: float | None,
+        answered: Iterable[str],
+    ) -> Record:  # fmt: skip
+        """Take in one reply, or say why not; returns the hospital's line in the record."""
         reply: Reply | None = None
         try:
             reply = reply_from_message(message)
@@ -230,12 +240,7 @@ class RoundLoop:
             check_reply(reply, task, set(answered))
             size = None
             if task.kind != "evaluate":
-                admitted = admit_update(reply, state, self._plan.federation.max_update_norm)
-                weight = admitted.examples if self._plan.federation.weighting == "examples" else 1
-                if not mean.fits(admitted.update, weight):
-                    raise Rejected(Code.NORM)
-                mean.fold(admitted.update, weight)
-                size = float(f"{admitted.norm:.6g}")
+                size = self._fold(name, reply, task, state, gathered, usual)
             line = entry(name, "admitted", None, reply, update_norm=size)
             if reply.evaluation is not None:
                 line["evaluations"] = {task.model: reply.evaluation}
@@ -244,30 +249,36 @@ class RoundLoop:
             line = entry(name, "refused" if refused else "rejected", error.code, reply)
         return line | {"bytes_sent": len(task.state)}
 
-    def _finish(self, item: Round, attempt: int, started: float, state: State, mean: WeightedMean) -> None:
-        after = None
+    def _fold(
+        self, name: str, reply: Reply, task: Task, state: State, gathered: Gathering, usual: float | None
+    ) -> float:
+        """Admit an update and take it in; returns its norm, Rejected with a code where it is left out."""
+        federation, description = self._plan.federation, self._roster.entries[name].get("description", {})
+        admitted = admit_update(
+            reply, state, federation.max_update_norm,
+            outlying=federation.outlier * usual if federation.outlier and usual is not None else None,
+            claimable=claimable(description, self._plan.stage(task.stage), federation.claimed_examples),
+        )  # fmt: skip
+        weight = admitted.examples if federation.weighting == "examples" else 1
+        if not gathered.fits(admitted.update, weight):
+            raise Rejected(Code.NORM)
+        gathered.fold(name, admitted.update, weight)
+        return float(f"{admitted.norm:.6g}")
+
+    def _finish(self, item: Round, attempt: int, started: float, state: State, gathered: Gathering) -> None:
+        after, memory = None, None
         if not isinstance(item.stage, EvaluateStage):
-            after = add(state, mean.result())
-            self._state = (item.number, after)
+            after, memory = self._model.advance(item, state, gathered.result())
         done = record(
             item.number, item.stage.name, item.stage.kind, item.stage_round, item.stage_rounds, attempt, started,
             self._last_entries,
         )  # fmt: skip
         done["model"] = item.model_of
         done["state_digest"] = digest(after if after is not None else state)
-        self._commit(done, after, ends_stage=after is not None and item.stage_round == item.stage_rounds)
+        self._commit(done, after, memory, ends_stage=after is not None and item.stage_round == item.stage_rounds)
 
-    def _state_before(self, item: Round) -> State:
-        if isinstance(item.stage, EvaluateStage):
-            return self._store.stage_state(item.model_of)
-        if item.stage_round == 1:
-            return initial_state(self._plan, item.stage, self._store)
-        if self._state is not None and self._state[0] == item.number - 1:
-            return self._state[1]
-        return self._store.state(item.number - 1)
-
-    def _commit(self, done: Record, state: State | None, *, ends_stage: bool) -> None:
-        self._store.commit(done, state, ends_stage=ends_stage)
+    def _commit(self, done: Record, state: State | None, memory: State | None = None, *, ends_stage: bool) -> None:
+        self._store.commit(done, state, ends_stage=ends_stage, memory=memory)
         for observer in self._observers:
             observer(done)
 

@@ -56,7 +56,10 @@ def hospital(name: str, shift: float, examples: int, change: Change = lambda tas
         reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest)
         if task.kind == "describe":
             return reply_to_message(
-                replace(reply, description={"kinds": ["pretrain", "finetune", "evaluate"]}), message
+                replace(
+                    reply, description={"kinds": ["pretrain", "finetune", "evaluate"], "pictures": {"train": examples}}
+                ),
+                message,
             )
         state = unpack(task.state)
         assert digest(state) == task.state_digest

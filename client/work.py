@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dataset import Cache, batches
+from client.feedback import Residual
 from client.moments import Moments
 from client.policy import Refused, Work, check_plan, check_size, check_task
 from client.release import description, evaluated, trained
@@ -22,6 +23,7 @@ from cxrbase_model.mae import MaskedAutoencoder, build_autoencoder
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.metrics import auroc, evaluate_scores
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, PretrainStage
+from cxrbase_model.proximal import proximal
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import load_state, state_of, subtract
 
@@ -89,7 +91,7 @@ def positive_weights(labels_NC: NDArray[np.float32], cap: float) -> Tensor:
 
 
 def _open(task: Task, site: Site, cache: Cache) -> Work:
-    work = check_task(task)
+    work = check_task(task, site.policy.parameters)
     check_size(work, site)
     if cache.spec != work.plan.data:
         raise Refused(Code.CACHE_MISMATCH)
@@ -107,7 +109,8 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     stream = (images for images, _ in batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs))
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    result = pretrain(model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments)
+    with proximal(model, work.plan.aggregation.proximal):
+        result = pretrain(model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments)
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_loss": held_out})
 
@@ -125,7 +128,8 @@ def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: C
     weights = positive_weights(cache.labels[rows], stage.positive_weight)
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    result = finetune(model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments)
+    with proximal(model, work.plan.aggregation.proximal):
+        result = finetune(model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments)
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_auroc": held_out})
 
@@ -147,8 +151,9 @@ def _reply(
     metrics: dict[str, float],
 ) -> Reply:  # fmt: skip
     update = subtract(state_of(model), work.state)
+    packed = Residual(site.private, task).encode(update, work.plan.transport.up)
     return trained(
-        site.site, task, update, examples=result.examples, steps=result.steps, loss=result.loss,
+        site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,
         seconds=result.seconds, metrics=metrics,
     )  # fmt: skip
 

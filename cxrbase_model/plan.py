@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
+from cxrbase_model.transport import Transport
 
 SCHEMA = 1
 
@@ -202,6 +203,7 @@ class Plan:
     precision: str = knob("float32", choices=("float32", "bf16"), why="arithmetic of the local training (autocast)")
     model: ModelSpec = knob(factory=ModelSpec, why="the network")
     federation: Federation = knob(factory=Federation, why="the round")
+    transport: Transport = knob(factory=Transport, why="bytes against exactness on the wire")
     aggregation: Aggregation = knob(factory=Aggregation, why="how updates become one step of the model")
 
     def __post_init__(self) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrbase_model.codec import CodecError, unpack
+from cxrbase_model.codec import CodecError, decode
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import EvaluateStage, Stage
-from cxrbase_model.state import State, is_finite, mismatch, norm
+from cxrbase_model.state import State, is_finite, mismatch, norm, size
+from cxrbase_model.transport import EXACT, Packing
 
 MOST_EXAMPLES = 10_000_000  # no hospital shows a model more pictures in a round; a weight beyond it is a lie or a bug
 
@@ -62,31 +63,33 @@ def claimable(description: Mapping[str, Any], stage: Stage, slack: float | None)
 
 def _largest(count: object) -> int:
     """The largest number that a bucketed count stands for; 0 for what is none."""
-    if isinstance(count, int):
-        return min(max(count, 0), MOST_EXAMPLES)
-    if isinstance(count, str) and count.startswith("<") and count[1:].isdecimal():
-        return min(int(count[1:10]), MOST_EXAMPLES) - 1
-    return MOST_EXAMPLES if isinstance(count, str) and count.startswith(">=") else 0
+    if isinstance(count, str) and count.startswith(">="):
+        return MOST_EXAMPLES
+    if isinstance(count, str):
+        count = int(count[1:10]) - 1 if count.startswith("<") and count[1:10].isdecimal() else 0
+    return min(max(count, 0), MOST_EXAMPLES) if isinstance(count, int) else 0
 
 
 def admit_update(
     reply: Reply,
     reference: Mapping[str, Tensor],
     max_norm: float | None,
+    packing: Packing = EXACT,
     *,
     outlying: float | None = None,
-    claimable: int = MOST_EXAMPLES,
+    most_examples: int = MOST_EXAMPLES,
 ) -> Admitted:
     """The update of a reply; Rejected where it does not fit the reference, is not finite or too large.
 
-    outlying: the norm above which an update is too unlike those of the rounds before; claimable: the most examples.
+    packing: as the plan has updates packed. outlying: the norm above which one is too unlike those of the rounds before.
+    most_examples: what the hospital can have trained on.
     """
     if not 0 < reply.examples <= MOST_EXAMPLES:
         raise Rejected(Code.EXAMPLES)
-    if reply.examples > claimable:
+    if reply.examples > most_examples:
         raise Rejected(Code.CLAIM)
     try:
-        update = unpack(reply.update)
+        update = decode(reply.update, packing, size(reference))
     except CodecError:
         raise Rejected(Code.MALFORMED) from None
     problem = mismatch(update, reference)
@@ -96,9 +99,9 @@ def admit_update(
         raise Rejected(Code.SHAPES)
     if not is_finite(update):
         raise Rejected(Code.NOT_FINITE)
-    size = norm(update)
-    if max_norm is not None and size > max_norm:
+    length = norm(update)
+    if max_norm is not None and length > max_norm:
         raise Rejected(Code.NORM)
-    if outlying is not None and size > outlying:
+    if outlying is not None and length > outlying:
         raise Rejected(Code.OUTLIER)
-    return Admitted(update, reply.examples, size)
+    return Admitted(update, reply.examples, length)

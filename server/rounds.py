@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Message
 
-from cxrbase_model.codec import pack
-from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
+from cxrbase_model.codec import sent
+from cxrbase_model.messages import Code, Task, WireError, reply_from_message
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
 from cxrbase_model.state import State, digest
-from server.admission import Rejected, admit_update, check_reply, claimable
+from server.admission import Rejected, check_reply
 from server.cohort import choose
 from server.exchange import Exchange, Node, Stopped
+from server.intake import Intake
 from server.live import Live
 from server.records import Record, entry, record, told, usual_norm
 from server.roster import Roster
@@ -193,77 +194,36 @@ class RoundLoop:
     def _attempt(self, item: Round, attempt: int) -> bool:
         """One attempt at a round; whether it reached the quorum and was committed."""
         started = time.monotonic()
-        state = self._model.before(item)
+        before = self._model.before(item)
         federation = self._plan.federation
         able = self._roster.able(item.stage.kind, self._exchange.nodes())
         cohort = choose(able, federation.fraction, federation.quorum, self._plan.seed, item.number)
+        packed, state = sent(before, self._plan.transport.down(item.stage.kind))
         task = Task(
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
-            self._text, self._plan.digest, digest(state), pack(state),
+            self._text, self._plan.digest, digest(state), packed,
         )  # fmt: skip
         usual = usual_norm(self._store.records(), item.stage.name)
         with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
-            entries = self._ask(cohort, task, state, gathered, usual)
-            self._last_entries = [entries[name] for name in sorted(entries)]
-            if _admitted(entries) < federation.quorum:
+            intake = Intake(self._plan, task, state, gathered, usual)
+            self._ask(cohort, task, intake)
+            self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
+            if intake.admitted < federation.quorum:
                 return False
-            self._finish(item, attempt, started, state, gathered)
+            self._finish(item, attempt, started, before, gathered)
         return True
 
-    def _ask(
-        self, cohort: list[str], task: Task, state: State, gathered: Gathering, usual: float | None
-    ) -> dict[str, Record]:
-        """Send the task to the cohort and take in what comes back; returns each hospital's line in the record."""
+    def _ask(self, cohort: list[str], task: Task, intake: Intake) -> None:
+        """Send the task to the cohort and take in what comes back."""
         federation = self._plan.federation
-        entries: dict[str, Record] = {}
         names = {self._roster.sites[name]: name for name in cohort}
         asked = self._exchange.ask(
             dict.fromkeys(names, task), federation.deadline, federation.absence,
-            enough=lambda: _admitted(entries) >= federation.quorum,
+            enough=lambda: intake.admitted >= federation.quorum,
         )  # fmt: skip
         for node, message in asked:
-            entries[names[node]] = self._take(names[node], message, task, state, gathered, usual, entries.keys())
-        for name in cohort:
-            entries.setdefault(name, entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(task.state)})
-        return entries
-
-    def _take(
-        self, name: str, message: Message, task: Task, state: State, gathered: Gathering, usual: float | None,
-        answered: Iterable[str],
-    ) -> Record:  # fmt: skip
-        """Take in one reply, or say why not; returns the hospital's line in the record."""
-        reply: Reply | None = None
-        try:
-            reply = reply_from_message(message)
-            if reply.code is None and reply.site != name:
-                raise Rejected(Code.IDENTITY)
-            check_reply(reply, task, set(answered))
-            size = None
-            if task.kind != "evaluate":
-                size = self._fold(name, reply, task, state, gathered, usual)
-            line = entry(name, "admitted", None, reply, update_norm=size)
-            if reply.evaluation is not None:
-                line["evaluations"] = {task.model: reply.evaluation}
-        except (WireError, Rejected) as error:
-            refused = reply is not None and reply.code is not None
-            line = entry(name, "refused" if refused else "rejected", error.code, reply)
-        return line | {"bytes_sent": len(task.state)}
-
-    def _fold(
-        self, name: str, reply: Reply, task: Task, state: State, gathered: Gathering, usual: float | None
-    ) -> float:
-        """Admit an update and take it in; returns its norm, Rejected with a code where it is left out."""
-        federation, description = self._plan.federation, self._roster.entries[name].get("description", {})
-        admitted = admit_update(
-            reply, state, federation.max_update_norm,
-            outlying=federation.outlier * usual if federation.outlier and usual is not None else None,
-            claimable=claimable(description, self._plan.stage(task.stage), federation.claimed_examples),
-        )  # fmt: skip
-        weight = admitted.examples if federation.weighting == "examples" else 1
-        if not gathered.fits(admitted.update, weight):
-            raise Rejected(Code.NORM)
-        gathered.fold(name, admitted.update, weight)
-        return float(f"{admitted.norm:.6g}")
+            intake.take(names[node], message, self._roster.entries[names[node]])
+        intake.note_silent(cohort)
 
     def _finish(self, item: Round, attempt: int, started: float, state: State, gathered: Gathering) -> None:
         after, memory = None, None
@@ -281,7 +241,3 @@ class RoundLoop:
         self._store.commit(done, state, ends_stage=ends_stage, memory=memory)
         for observer in self._observers:
             observer(done)
-
-
-def _admitted(entries: Mapping[str, Record]) -> int:
-    return sum(line["status"] == "admitted" for line in entries.values())

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from bench.cache import cache
 from bench.fold import fold
 from bench.ingest import ingest
+from bench.rules import rules
 
-PARTS: dict[str, Callable[[], dict[str, float]]] = {"cache": cache, "fold": fold, "ingest": ingest}
+PARTS: dict[str, Callable[[], dict[str, float]]] = {"cache": cache, "fold": fold, "ingest": ingest, "rules": rules}
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from server.initial import initial_state
 from server.live import Live
 from server.rounds import RoundLoop
 from server.store import RunStore
-from sim.attacks import Attack, attacking, colluding, free_rider, gaussian, not_a_number, scaled, sign_flip
+from sim.attacks import Attack, attacking, colluding, free_rider, gaussian, not_a_number, sign_flip
 from sim.grid import LocalGrid, Node
 
 NAMES = "abcdefgh"
@@ -28,7 +28,6 @@ SIZE = 0.01  # of each element of an honest update: what all share, and half as 
 ROBUST = ["median", "trimmed-mean", "geometric-median", {"kind": "krum", "selected": 4}]
 ATTACKS = {
     "sign flip": sign_flip(10.0),
-    "scaled": scaled(100.0),
     "gaussian": gaussian(5, 20.0),
     "colluding": colluding(6, 20.0),
 }

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 from cxrbase_model.codec import CodecError, pack, unpack
 from cxrbase_model.files import private_folder, write_private
@@ -16,11 +17,12 @@ from cxrbase_model.messages import Task
 from cxrbase_model.state import State
 
 _ROUNDS_KEPT = 2  # the last one, and the one before it in case the last is repeated
-_STAGES_KEPT = 4  # of runs that were interrupted by others
 
 
 class Kept:
     """The tensors of the stage that a task belongs to, in a folder for their sort."""
+
+    stages_kept: ClassVar[int] = 4  # of runs that were interrupted by others
 
     def __init__(self, folder: Path, task: Task) -> None:
         key = hashlib.sha256(f"{task.run}\n{task.plan_digest}\n{task.stage}".encode()).hexdigest()[:16]
@@ -50,7 +52,7 @@ class Kept:
             if number > self._round or number <= self._round - _ROUNDS_KEPT:
                 self._file(number).unlink(missing_ok=True)
         stages = sorted((each for each in self._top.iterdir() if each.is_dir()), key=_age)
-        for stage in stages[_STAGES_KEPT:]:
+        for stage in stages[self.stages_kept :]:
             shutil.rmtree(stage, ignore_errors=True)
 
     def drop(self) -> None:

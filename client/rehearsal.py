@@ -13,6 +13,7 @@ import torch
 from client.app import perform
 from client.feedback import Residual
 from client.moments import Moments
+from client.own import Own
 from client.policy import Refused, objection
 from client.site import Site
 from cxrbase_model.classifier import build_classifier
@@ -56,7 +57,7 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
         except Refused as refused:
             code = refused.code
         finally:
-            for kept in (Moments(site.private, task), Residual(site.private, task)):
+            for kept in (Moments(site.private, task), Residual(site.private, task), Own(site.private, task)):
                 kept.drop()
         yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from client.dataset import Cache, batches
 from client.feedback import Residual
 from client.moments import Moments
+from client.own import OwnTensors
 from client.policy import Refused, Work, check_plan, check_size, check_task
 from client.release import description, evaluated, trained
 from client.site import Site
@@ -95,7 +97,7 @@ def _open(task: Task, site: Site, cache: Cache) -> Work:
     check_size(work, site)
     if cache.spec != work.plan.data:
         raise Refused(Code.CACHE_MISMATCH)
-    return work
+    return replace(work, state=OwnTensors(site.private, task, work).overlay())
 
 
 def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
@@ -150,7 +152,8 @@ def _reply(
     task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, result: LocalResult,
     metrics: dict[str, float],
 ) -> Reply:  # fmt: skip
-    update = subtract(state_of(model), work.state)
+    after = state_of(model)
+    update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
     packed = Residual(site.private, task).encode(update, work.plan.transport.up)
     return trained(
         site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,

@@ -7,6 +7,7 @@ and FedAdagrad are the mean with the step of that name; FedProx is any of them w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from cxrbase_model.settings import SettingsError, knob
@@ -185,6 +186,15 @@ class Aggregation:
         high=100.0,
         why="FedProx (Li et al. 2020, arXiv 1812.06127): pull of the local weights towards the global ones; 0 for none",
     )
+    keep_local: tuple[str, ...] = knob(
+        (),
+        why="patterns of tensors that each hospital trains for itself, such as decoder.* or *norm* (FedBN, Li et al. 2021, "
+        "arXiv 2102.07623); in the global model, and in what is exported of it, they stay as they began",
+    )
+
+    def is_local(self, name: str) -> bool:
+        """Whether a tensor of that name stays in the hospital; `*` stands for any text."""
+        return any(fnmatchcase(name, pattern) for pattern in self.keep_local)
 
     def check_quorum(self, quorum: int) -> None:
         """SettingsError where a round of the fewest replies that count would be too small for the rule."""

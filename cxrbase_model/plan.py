@@ -223,6 +223,13 @@ class Plan:
                 return stage
         raise KeyError(name)
 
+    def source(self, stage: PretrainStage | FinetuneStage) -> str | None:
+        """The stage whose final weights a stage starts from; None where it starts from elsewhere."""
+        if stage.init.startswith("stage:"):
+            return stage.init.removeprefix("stage:")
+        earlier = [each.name for each in self.stages[: self.stages.index(stage)] if not isinstance(each, EvaluateStage)]
+        return earlier[-1] if stage.init == "previous" else None
+
     def _check_model(self) -> None:
         if self.data.image_size % self.model.patch_size:
             raise SettingsError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.mae import build_autoencoder
-from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage
+from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage
 from cxrbase_model.state import State, mismatch, state_of, with_prefix
 from server.store import RunStore, StoreError
 
@@ -32,13 +32,9 @@ def initial_state(plan: Plan, stage: PretrainStage | FinetuneStage, store: RunSt
 
 
 def _source(plan: Plan, stage: PretrainStage | FinetuneStage, store: RunStore) -> State | None:
-    if stage.init == "random":
-        return None
     if stage.init.startswith("file:"):
         from cxrbase_model.export import read_encoder  # imported here: only this choice needs it
 
         return read_encoder(Path(stage.init.removeprefix("file:")), plan)
-    if stage.init.startswith("stage:"):
-        return store.stage_state(stage.init.removeprefix("stage:"))
-    earlier = [other.name for other in plan.stages[: plan.stages.index(stage)] if not isinstance(other, EvaluateStage)]
-    return store.stage_state(earlier[-1])
+    name = plan.source(stage)
+    return store.stage_state(name) if name is not None else None

@@ -14,6 +14,7 @@ from client.archive.manifest import Manifest
 from client.feedback import forget_residuals
 from client.moments import forget_moments
 from client.outbox import forget_outbox
+from client.own import forget_own
 from client.site import Site
 from cxrbase_model.files import locked
 
@@ -49,6 +50,7 @@ def forget(site: Site, patient: str) -> Forgotten:
             (site.private / "ingest.html").unlink(missing_ok=True)  # may show the patient
             forget_moments(site.private)
             forget_residuals(site.private)
+            forget_own(site.private)
             forget_outbox(site.private)
             if spec := recorded_spec(manifest):
                 finish(site, spec, manifest, secret)

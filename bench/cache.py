@@ -27,7 +27,7 @@ def cache() -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        store = _store(folder / "cache")
+        store = write_store(folder / "cache")
         rows = np.arange(len(store))
         large, small = _png_files(folder, _FILE_SIDE), _png_files(folder, _SIZE)
 
@@ -55,8 +55,8 @@ def cache() -> dict[str, float]:
     }
 
 
-def _store(folder: Path) -> Cache:
-    """A cache of pictures that differ, without the ingest of so many."""
+def write_store(folder: Path) -> Cache:
+    """A cache of 4,096 pictures of 224 pixels that differ, without the ingest of so many."""
     examples = np.stack([_resized(picture, _SIZE) for picture in example_pictures(_FILE_SIDE)])
     pictures = (np.roll(examples[index % len(examples)], index % 31, axis=1) for index in range(_PICTURES))
     folder.mkdir()

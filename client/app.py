@@ -20,7 +20,7 @@ from client.dataset import Cache, CacheError
 from client.outbox import Outbox
 from client.policy import Refused, check_plan, check_policy
 from client.release import refusal
-from client.site import Site, read_site
+from client.site import Compute, Site, read_site
 from client.work import describe, evaluate, train
 from cxrbase_model.engine import Runtime, TrainingDiverged
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_to_message, task_from_message
@@ -68,16 +68,19 @@ def perform(task: Task, site: Site) -> Reply:
         return describe(task, site, cache)
     if task.kind not in ("pretrain", "finetune", "evaluate"):
         raise Refused(Code.TASK_UNKNOWN)
-    runtime = _runtime(task, site)
+    runtime = runtime_for(site.compute, check_plan(task).precision)
     return evaluate(task, site, cache, runtime) if task.kind == "evaluate" else train(task, site, cache, runtime)
 
 
-def _runtime(task: Task, site: Site) -> Runtime:
-    torch.set_num_threads(site.compute.threads)
-    name = site.compute.device
+def runtime_for(compute: Compute, precision: str) -> Runtime:
+    """The device that the hospital's settings name, and how its training is computed."""
+    torch.set_num_threads(compute.threads)
+    name = compute.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return Runtime(device=torch.device(name), precision=check_plan(task).precision)
+    return Runtime(
+        torch.device(name), precision, compute.micro_batch, compute.compile, compute.recompute, compute.deterministic
+    )
 
 
 def make_app(site_file: Callable[[Context], Path]) -> ClientApp:

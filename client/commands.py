@@ -14,7 +14,7 @@ from rich.table import Table
 
 from client.approval import Approvals
 from client.membership import join
-from client.site import read_site
+from client.site import Site, read_site
 from cxrbase_model.messages import MEANING, Reply
 from cxrbase_model.plan import EvaluateStage, Plan, Stage, read_plan, timeline
 from cxrbase_model.settings import SettingsError
@@ -68,7 +68,7 @@ def add_plans(commands: Any) -> None:
 
 
 def add_rehearse(commands: Any) -> None:
-    """`rehearse SITE.yaml --plan PLAN.yaml`."""
+    """`rehearse SITE.yaml [--plan PLAN]`."""
     parser = commands.add_parser(
         "rehearse",
         help="run one round of a plan on the own cache and device, with nothing sent",
@@ -76,7 +76,9 @@ def add_rehearse(commands: Any) -> None:
         "would leave. Nothing is sent and nothing is kept.",
     )
     parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
-    parser.add_argument("--plan", type=Path, required=True, metavar="PLAN.yaml", help="the training plan")
+    parser.add_argument(
+        "--plan", metavar="PLAN", help="a plan's file, or its digest; the only one that was asked for if not given"
+    )
     parser.set_defaults(run=_rehearse)
 
 
@@ -159,7 +161,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         rehearse,
     )  # imported here: Flower and timm take seconds that other commands need not wait
 
-    site, plan = read_site(arguments.site), read_plan(arguments.plan)
+    site = read_site(arguments.site)
+    plan = _to_rehearse(arguments.plan, site)
     console.print(f"[bold]{site.site}[/bold] rehearses {plan.name} ({plan.digest[:12]}); nothing is sent.")
     passed, hours = True, 0.0
     rounds = {stage.name: sum(step.stage.name == stage.name for step in timeline(plan)) for stage in plan.stages}
@@ -171,6 +174,17 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         f"All {len(timeline(plan))} rounds take this machine about {_duration(hours * 3600)}, without the network."
     )
     return 0 if passed else 1
+
+
+def _to_rehearse(name: str | None, site: Site) -> Plan:
+    """The plan that was named, or the only one that the consortium has asked for; SettingsError where that is none or several."""
+    approvals = Approvals(site.private)
+    known = {plan.digest: plan for kind in ("approved", "asked") for plan in approvals.plans(kind)}
+    if name is None and len(known) == 1:
+        return next(iter(known.values()))
+    if name is None:
+        raise SettingsError(f"--plan: is required where not one plan was asked for but {len(known) or 'none'}")
+    return _named(name, list(known.values()))
 
 
 def _print_rehearsed(done: Rehearsed, rounds: int) -> None:

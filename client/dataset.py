@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from torch import Tensor
 from client.archive.cache import CODES, CacheError, Index, read_index, read_table
 from client.archive.identity import SPLITS
 from cxrbase_model.plan import DataSpec
+from cxrbase_model.rows import batch_rows
 from cxrbase_model.settings import digest
 
 __all__ = ["Batch", "Cache", "CacheError", "batches"]
@@ -76,7 +76,7 @@ def batches(
     """
     if len(rows) == 0:
         return
-    order = _order(rows, batch_size, seed, epochs)
+    order = batch_rows(rows, batch_size, seed, epochs)
     if workers == 0:
         for chosen in order:
             yield _batch(cache, chosen)
@@ -89,19 +89,6 @@ def batches(
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def _order(rows: NDArray[np.int64], batch_size: int, seed: int, epochs: float) -> Iterator[NDArray[np.int64]]:
-    """The rows of each batch."""
-    steps = max(1, math.ceil(len(rows) * epochs / batch_size))
-    size = min(batch_size, max(1, math.ceil(len(rows) * epochs)))
-    rng = np.random.default_rng(seed)
-    ready = rows[:0]
-    for _ in range(steps):
-        while len(ready) < size:
-            ready = np.concatenate([ready, rng.permutation(rows)])
-        yield ready[:size]
-        ready = ready[size:]
 
 
 def _batch(cache: Cache, rows: NDArray[np.int64]) -> Batch:

@@ -97,6 +97,8 @@ def objection(plan: Plan, stage_name: str, site: Site, now: time.struct_time | N
         return f"policy.stages does not allow {stage.kind}"
     if not isinstance(stage, EvaluateStage) and stage.local_epochs > policy.local_epochs:
         return f"policy.local_epochs allows {policy.local_epochs:g}, stage {stage.name} wants {stage.local_epochs:g}"
+    if not isinstance(stage, EvaluateStage) and policy.epsilon is not None:
+        return f"policy.epsilon allows {policy.epsilon:g}, stage {stage.name} gives no guarantee"
     if not policy.open_at(moment.tm_hour, moment.tm_min):
         return f"policy.hours does not allow {moment.tm_hour:02}:{moment.tm_min:02}"
     return ""

@@ -18,9 +18,9 @@ from client.policy import Refused, objection
 from client.site import Site
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.codec import sent
-from cxrbase_model.mae import build_autoencoder
+from cxrbase_model.features import build_objective
 from cxrbase_model.messages import Code, Reply, Task
-from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, Stage, plan_to_text
+from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage, Stage, plan_to_text
 from cxrbase_model.state import digest, state_of
 
 _RUN = "rehearsal"
@@ -63,16 +63,18 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
 
 
 def _task(plan: Plan, stage: Stage) -> Task | None:
-    model_stage = stage
-    if isinstance(stage, EvaluateStage):
-        earlier = [each for each in plan.stages if isinstance(each, FinetuneStage)]
-        if not earlier:
-            return None
-        model_stage = next((each for each in earlier if each.name in stage.of), earlier[0])
-    if isinstance(model_stage, FinetuneStage):
-        state = state_of(build_classifier(plan, model_stage))
+    if isinstance(stage, PretrainStage):
+        model_stage: PretrainStage | FinetuneStage = stage
+        state = state_of(build_objective(plan, stage))
     else:
-        state = state_of(build_autoencoder(plan))
+        earlier = [each for each in plan.stages if isinstance(each, FinetuneStage)]
+        if isinstance(stage, FinetuneStage):
+            model_stage = stage
+        elif earlier:
+            model_stage = next((each for each in earlier if each.name in stage.of), earlier[0])
+        else:
+            return None
+        state = state_of(build_classifier(plan, model_stage))
     packed, state = sent(state, plan.transport.down(stage.kind))
     return Task(
         stage.kind,

@@ -49,7 +49,7 @@ def _server(found: Probe, member: Membership) -> Item:
 
 def _answered(found: Probe, hello: Hello, site: Site) -> Iterator[Item]:
     yield _certificate(found.certificate_days)
-    yield _item(found, "clock", f"{found.clock_ahead or 0.0:+.1f} s from the server's", Problem.CLOCK)
+    yield _item(found, "clock", f"{abs(found.clock_ahead or 0.0):.1f} s from the server's", Problem.CLOCK)
     yield _item(found, "key", f"enrolled as {hello.hospital}", Problem.KEY)
     yield _item(found, "release of the server", f"{hello.release}, as here", Problem.PROTOCOL, Problem.RELEASE)
     yield _bundle(hello.bundle, site)

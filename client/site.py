@@ -140,6 +140,16 @@ class Compute:
 
     device: str = knob("auto", why="auto, cpu, cuda or cuda:N")
     threads: int = knob(1, low=1, high=256, why="CPU threads of the training; results are equal only for equal numbers")
+    micro_batch: int | None = knob(
+        None,
+        unit="pictures",
+        low=1,
+        high=65536,
+        why="pictures that go through the model at once; a batch's all, halved on an out-of-memory",
+    )
+    compile: bool = knob(False, why="torch.compile; pays on a GPU after a minute")
+    recompute: bool = knob(False, why="a third more work for most of the activations' memory")
+    deterministic: bool = knob(False, why="the same bits each time on the same GPU, a little slower")
     workers: int = knob(2, low=1, high=256, unit="processes", why="processes that read the archive")
 
 
@@ -160,6 +170,11 @@ class Policy:
     local_epochs: float = knob(1000.0, unit="epochs", low=0.001, high=1000, why="most passes over the pictures a round")
     parameters: int = knob(
         1_000_000_000, unit="parameters", low=1, high=1 << 40, why="largest model that may be trained here"
+    )
+    epsilon: float | None = knob(
+        None,
+        low=0.0,
+        why="least privacy: the largest epsilon that a training may spend; one without any guarantee is refused",
     )
     hours: tuple[str, ...] = knob(
         (), why='local times of day at which tasks may begin, such as "19:00-07:00"; none given means any'

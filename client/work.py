@@ -20,12 +20,16 @@ from client.policy import Refused, Work, check_plan, check_size, check_task
 from client.release import description, evaluated, trained
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
-from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, predict, pretrain, pretrain_loss
-from cxrbase_model.mae import MaskedAutoencoder, build_autoencoder
+from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
+from cxrbase_model.features import build_objective
+from cxrbase_model.losses import positive_weights
+from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.metrics import auroc, evaluate_scores
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, PretrainStage
+from cxrbase_model.predict import predict, pretrain_loss
 from cxrbase_model.proximal import proximal
+from cxrbase_model.rows import labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import load_state, state_of, subtract
 
@@ -69,29 +73,6 @@ def evaluate(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
     return evaluated(site.site, task, evaluation, examples=len(rows), seconds=time.monotonic() - started)
 
 
-def labelled(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of the rows that have at least one known label."""
-    return rows[np.isfinite(cache.labels[rows]).any(axis=1)]
-
-
-def labelled_share(cache: Cache, rows: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
-    """The labelled rows of a seeded share of the patients; the same share of the same cache is the same rows.
-
-    Patients are drawn, not pictures, and at least one; a smaller share is always part of a larger one.
-    """
-    rows = labelled(cache, rows)
-    patients = np.unique(cache.patients[rows])
-    order = np.random.default_rng(seed).permutation(len(patients))
-    chosen = patients[order[: max(1, math.ceil(fraction * len(patients)))]]
-    return rows[np.isin(cache.patients[rows], chosen)]
-
-
-def positive_weights(labels_NC: NDArray[np.float32], cap: float) -> Tensor:
-    """The weight of positives per finding: negatives over positives among the known, from 1 to the cap."""
-    positives, negatives = (labels_NC >= 0.5).sum(axis=0), (labels_NC < 0.5).sum(axis=0)
-    return torch.from_numpy(np.clip(negatives / np.maximum(positives, 1), 1.0, cap).astype(np.float32))
-
-
 def _open(task: Task, site: Site, cache: Cache) -> Work:
     work = check_task(task, site.policy.parameters)
     check_size(work, site)
@@ -104,7 +85,7 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     rows = cache.rows("train")
     if len(rows) == 0:
         raise Refused(Code.NO_PICTURES)
-    model = build_autoencoder(work.plan)
+    model = build_objective(work.plan, stage)
     _load(model, work)
     seed = derive_seed(work.plan.seed, "train", task.round, site.site)
     held_out = _validation_loss(model, stage, site, cache, work, runtime)
@@ -112,7 +93,9 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
     with proximal(model, work.plan.aggregation.proximal):
-        result = pretrain(model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments)
+        result = pretrain(
+            model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+        )
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_loss": held_out})
 
@@ -131,7 +114,9 @@ def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: C
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
     with proximal(model, work.plan.aggregation.proximal):
-        result = finetune(model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments)
+        result = finetune(
+            model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+        )
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_auroc": held_out})
 
@@ -144,7 +129,7 @@ def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:
 
 
 def _progress(stage: PretrainStage | FinetuneStage, task: Task, examples: int) -> Progress:
-    steps = max(1, math.ceil(examples * stage.local_epochs / stage.batch_size))
+    steps = steps_of(examples, stage.batch_size, stage.local_epochs)
     return Progress(first_step=(task.stage_round - 1) * steps, total_steps=stage.rounds * steps)
 
 

@@ -1,52 +1,64 @@
-"""Multi-label classification: the encoder, the mean of its patch features, one logit a finding.
+"""Multi-label classification: the encoder, a pooling of its patch features, one logit a finding.
 
-Shapes as in `vit.py`; C is the number of findings. Labels are 1, 0, a probability between, or NaN where unknown.
+Shapes as in `vit.py`; C is the number of findings.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from cxrbase_model.attention import AttentivePool
+from cxrbase_model.lora import add_adapters
 from cxrbase_model.plan import FinetuneStage, Plan
 from cxrbase_model.seeds import generator
 from cxrbase_model.vit import Encoder, initialise, patchify
 
+_POOL_HEADS = 4  # attention heads of attentive pooling
+
 
 class Classifier(nn.Module):
-    """Encoder, mean pooling, LayerNorm and a linear head."""
+    """Encoder, pooling, LayerNorm and a linear head. `pooling` is `mean`, or `attentive` for one query a finding."""
 
-    def __init__(self, encoder: Encoder, findings: int) -> None:
+    def __init__(self, encoder: Encoder, findings: int, pooling: str = "mean") -> None:
         super().__init__()
         self.encoder = encoder
         width = encoder.embed.out_features
         self.head_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, findings)
+        self.pool = AttentivePool(width, _POOL_HEADS, findings) if pooling == "attentive" else None
 
-    def forward(self, images_BHW: Tensor) -> Tensor:
-        """Normalised pictures [B, H, W] to logits [B, C]."""
-        features = self.encoder(patchify(images_BHW, self.encoder.patch))
-        logits: Tensor = self.head(self.head_norm(features.mean(dim=1)))
+    def forward(self, images_BHW: Tensor, paths_BK2: Tensor | None = None) -> Tensor:
+        """Normalised pictures [B, H, W] to logits [B, C]; `paths_BK2` as `Encoder.draw_paths` draws them."""
+        features = self.encoder(patchify(images_BHW, self.encoder.patch), paths_BK2=paths_BK2)
+        if self.pool is None:
+            logits: Tensor = self.head(self.head_norm(features.mean(dim=1)))
+        else:  # what finding c's query saw is judged by finding c's weights
+            logits = self.head(self.head_norm(self.pool(features))).diagonal(dim1=1, dim2=2)
         return logits
 
 
 def build_classifier(plan: Plan, stage: FinetuneStage) -> Classifier:
-    """The plan's classifier, initialised from the plan's seed; two stages of a plan start from the same weights."""
-    model = Classifier(Encoder(plan.model, plan.data.image_size, stage.drop_path), len(plan.data.findings))
+    """The plan's classifier, initialised from the plan's seed; two stages of a plan start from the same weights.
+
+    What the stage does not train has `requires_grad` off.
+    """
+    drop_path = 0.0 if stage.trains == "head" else stage.drop_path
+    encoder = Encoder(plan.model, plan.data.image_size, drop_path)
+    model = Classifier(encoder, len(plan.data.findings), stage.pooling)
     initialise(model, generator(plan.seed, "initial weights", "classifier"))
     nn.init.zeros_(model.head.weight)
+    if stage.trains == "lora":
+        add_adapters(encoder.blocks, stage.lora_rank, generator(plan.seed, "initial weights", "adapters"))
+    _freeze(encoder, stage)
     return model
 
 
-def masked_bce(logits_BC: Tensor, targets_BC: Tensor, positive_weights_C: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy averaged over the known labels; NaN targets count for nothing.
-
-    Zero (with a gradient of zero) where no label of the batch is known.
-    """
-    known = torch.isfinite(targets_BC)
-    targets = torch.where(known, targets_BC, torch.zeros_like(targets_BC))
-    losses = F.binary_cross_entropy_with_logits(
-        logits_BC.float(), targets, pos_weight=positive_weights_C, reduction="none"
-    )
-    return (losses * known).sum() / known.sum().clamp(min=1)
+def _freeze(encoder: Encoder, stage: FinetuneStage) -> None:
+    """Leave only what the stage trains of the encoder trainable."""
+    if stage.trains == "all":
+        return
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    if stage.trains == "last":
+        for part in (*encoder.blocks[-stage.last_blocks :], encoder.norm):
+            part.requires_grad_(True)

@@ -1,43 +1,43 @@
-"""The local loop: batches in, trained weights out. Reads top to bottom; knows no Flower, no DICOM and no hospital."""
+"""The local loop: batches in, trained weights out. Reads top to bottom; knows no Flower, no DICOM and no hospital.
+
+A step draws everything random about its batch first, on the processor and for the whole batch: crops, masks, stochastic depth.
+The rest of the step is then the same function of the same numbers however the batch is cut, into parts that fit in memory or into
+shares of several processes.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cxrbase_model.augment import DEVIATION, MEAN, augment, normalise
-from cxrbase_model.classifier import Classifier, masked_bce
+from cxrbase_model.augment import augment, draw_augmentation
+from cxrbase_model.checkpoint import LocalCheckpoint, Saver, Tally
+from cxrbase_model.classifier import Classifier
+from cxrbase_model.losses import classification_costs, known_labels
 from cxrbase_model.mae import MaskedAutoencoder
+from cxrbase_model.microbatch import MicroBatches
 from cxrbase_model.optim import adamw, learning_rate, load_moments, moments_of, parameter_groups, set_rate
+from cxrbase_model.parallel import Rows, World
 from cxrbase_model.plan import FinetuneStage, PretrainStage
+from cxrbase_model.runtime import Runtime
 from cxrbase_model.seeds import generator
-from cxrbase_model.state import State
-from cxrbase_model.vit import gather, unpatchify
+from cxrbase_model.settings import digest as settings_digest
+from cxrbase_model.state import State, digest, state_of
+
+__all__ = ["LocalResult", "Progress", "Runtime", "TrainingDiverged", "finetune", "pretrain"]
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 
 class TrainingDiverged(ArithmeticError):
     """The loss was not finite; the weights are those of the last step whose loss was."""
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Where and how to compute; `precision` is float32, or bf16 for autocast to bfloat16."""
-
-    device: torch.device
-    precision: str = "float32"
-
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The context of a forward pass."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -67,22 +67,38 @@ def pretrain(
     seed: int,
     runtime: Runtime,
     moments: Mapping[str, Tensor] | None = None,
+    checkpoint: LocalCheckpoint | None = None,
 ) -> LocalResult:
     """Train on uint8 pictures [B, H, W]; TrainingDiverged where the loss is not finite.
 
-    `moments` are those of an earlier `LocalResult` of the same stage; ValueError where they are not this model's.
+    `moments` are those of an earlier `LocalResult` of the same stage; ValueError where they are not this model's. With a
+    `checkpoint`, training that was interrupted goes on where it last wrote one, if `batches` and all else are the same again.
     """
-    draws, masks = generator(seed, "augmentation"), generator(seed, "masks")
+    generators = {name: generator(seed, name) for name in ("augmentation", "masks")}
+    net = runtime.prepared(model)
 
-    def loss_of(images_BHW: Tensor) -> Tensor:
-        images = augment(images_BHW.to(runtime.device, non_blocking=True), stage.augmentation, draws)
-        visible, hidden = model.random_masking(len(images), stage.mask_ratio, masks, runtime.device)
-        loss: Tensor = model(images, visible, hidden, stage.normalize_targets).mean()
-        return loss
+    def draw(images_BHW: Tensor) -> tuple[Rows, Tensor]:
+        count = len(images_BHW)
+        rows = {"images": images_BHW}
+        rows |= draw_augmentation(images_BHW.shape, stage.augmentation, generators["augmentation"], runtime.device)
+        visible, hidden = model.random_masking(count * stage.masks, stage.mask_ratio, generators["masks"])
+        hidden = hidden[:, : max(1, round(stage.decode * hidden.shape[1]))]
+        rows |= {"visible": visible.reshape(count, stage.masks, -1), "hidden": hidden.reshape(count, stage.masks, -1)}
+        return rows, torch.tensor(float(count * stage.masks))
 
-    groups = parameter_groups(model, stage.optimizer.weight_decay, 1.0, len(model.encoder.blocks))
-    steps = ((len(images), lambda images=images: loss_of(images)) for images in batches)
-    return _train(model, steps, groups, stage, progress, seed, runtime, moments)
+    def loss_of(rows: Rows) -> Tensor:
+        images = augment(rows["images"], rows)
+        with runtime.autocast():
+            losses: Tensor = net(
+                images, rows["visible"].flatten(0, 1), rows["hidden"].flatten(0, 1), stage.normalize_targets
+            )
+        return losses.sum()
+
+    def after_step(done: float) -> None:
+        model.after_step(stage.teacher, done)
+
+    job = _Job(stage, progress, seed, runtime, generators, draw, loss_of, after_step)
+    return _train(model, batches, job, 1.0, moments, checkpoint)
 
 
 def finetune(
@@ -94,113 +110,105 @@ def finetune(
     seed: int,
     runtime: Runtime,
     moments: Mapping[str, Tensor] | None = None,
+    checkpoint: LocalCheckpoint | None = None,
 ) -> LocalResult:
-    """Train on uint8 pictures [B, H, W] and targets [B, C], NaN where unknown; TrainingDiverged as in `pretrain`."""
-    draws = generator(seed, "augmentation")
-    weights = positive_weights_C.to(runtime.device)
+    """Train on uint8 pictures [B, H, W] and targets [B, C], NaN where unknown; the rest as in `pretrain`."""
+    generators = {"augmentation": generator(seed, "augmentation"), "paths": torch.Generator().manual_seed(seed)}
+    net, weights = runtime.prepared(model), positive_weights_C.to(runtime.device)
 
-    def loss_of(images_BHW: Tensor, targets_BC: Tensor) -> Tensor:
-        images = augment(images_BHW.to(runtime.device, non_blocking=True), stage.augmentation, draws)
-        return masked_bce(model(images), targets_BC.to(runtime.device, non_blocking=True), weights)
+    def draw(batch: tuple[Tensor, Tensor]) -> tuple[Rows, Tensor]:
+        images_BHW, targets_BC = batch
+        rows = {"images": images_BHW, "targets": targets_BC}
+        rows |= draw_augmentation(images_BHW.shape, stage.augmentation, generators["augmentation"], runtime.device)
+        paths = model.encoder.draw_paths(len(images_BHW), generators["paths"])
+        return rows if paths is None else rows | {"paths": paths}, known_labels(targets_BC)
 
-    groups = parameter_groups(model, stage.optimizer.weight_decay, stage.layer_decay, len(model.encoder.blocks))
-    steps = ((len(pair[0]), lambda pair=pair: loss_of(*pair)) for pair in batches)
-    return _train(model, steps, groups, stage, progress, seed, runtime, moments)
+    def loss_of(rows: Rows) -> Tensor:
+        images = augment(rows["images"], rows)
+        with runtime.autocast():
+            logits = net(images, rows.get("paths"))
+            return classification_costs(logits, rows["targets"], weights, stage.loss).sum()
+
+    job = _Job(stage, progress, seed, runtime, generators, draw, loss_of)
+    return _train(model, batches, job, stage.layer_decay, moments, checkpoint)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What pretraining and fine-tuning do differently.
+
+    draw: a batch to its rows with everything random about them, and what the sum of their losses is divided by. loss_of: rows
+    on the device to that sum. after_step: what follows a step, given the share of the stage's steps that are done.
+    """
+
+    stage: PretrainStage | FinetuneStage
+    progress: Progress
+    seed: int
+    runtime: Runtime
+    generators: dict[str, torch.Generator]
+    draw: Callable[[Any], tuple[Rows, Tensor]]
+    loss_of: Callable[[Rows], Tensor]
+    after_step: Callable[[float], None] = lambda done: None
+
+    def identity(self, model: nn.Module, moments: Mapping[str, Tensor] | None) -> str:
+        """A digest of all that the training depends on but its pictures: its local checkpoint is no other training's."""
+        parts = [digest(state_of(model)), digest(moments or {}), settings_digest(self.stage), self.progress, self.seed]
+        return hashlib.sha256(repr([*parts, self.runtime.precision]).encode()).hexdigest()
 
 
 def _train(
-    model: nn.Module,
-    batches: Iterable[tuple[int, Callable[[], Tensor]]],
-    groups: list[dict[str, object]],
-    stage: PretrainStage | FinetuneStage,
-    progress: Progress,
-    seed: int,
-    runtime: Runtime,
-    moments: Mapping[str, Tensor] | None,
-) -> LocalResult:
-    """The loop itself: schedule, forward, backward, step."""
-    started = time.monotonic()
-    model.to(runtime.device).train()
-    optimizer = adamw(groups, stage.optimizer, runtime.device)
+    model: MaskedAutoencoder | Classifier, batches: Iterable[Any], job: _Job, layer_decay: float,
+    moments: Mapping[str, Tensor] | None, checkpoint: LocalCheckpoint | None,
+) -> LocalResult:  # fmt: skip
+    """The loop itself: schedule, draw, forward and backward, step."""
+    started, device, world = time.monotonic(), job.runtime.device, World.current()
+    settings, progress = job.stage.optimizer, job.progress
+    model.to(device).train()
+    groups = parameter_groups(model, settings.weight_decay, layer_decay, len(model.encoder.blocks))
+    optimizer = adamw(groups, settings, device)
     if moments:
         load_moments(model, optimizer, moments)
-    total, examples, steps = torch.zeros((), dtype=torch.float64, device=runtime.device), 0, 0
-    with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
-        torch.manual_seed(seed)  # stochastic depth draws from torch's global generator
-        for count, loss_of in batches:
-            rate = learning_rate(progress.first_step + steps, progress.total_steps, stage.optimizer, stage.batch_size)
-            set_rate(optimizer, rate)
-            with runtime.autocast():
-                loss = loss_of()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature has no types
-            optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # type: ignore[attr-defined]  # skips the step on the device
-            if stage.optimizer.clip_grad is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), stage.optimizer.clip_grad)
+    parts = MicroBatches(model, job.loss_of, device, job.runtime.micro_batch)
+    tally = Tally(torch.zeros((), dtype=torch.float64, device=device))
+    saver = Saver(
+        checkpoint,
+        lambda: job.identity(model, moments),
+        model,
+        optimizer,
+        job.generators,
+        tally,
+        writer=world.rank == 0,
+    )
+    saver.restore()
+    with job.runtime.determinism():
+        for batch in islice(batches, tally.steps, None):
+            step = progress.first_step + tally.steps
+            set_rate(optimizer, learning_rate(step, progress.total_steps, settings, job.stage.batch_size))
+            rows, total = job.draw(batch)
+            loss = parts.backward(world.share(rows), total)
+            world.sum_gradients(model.parameters())
+            world.sum(loss)
+            optimizer.found_inf = (~torch.isfinite(loss)).float()  # type: ignore[attr-defined]  # skips the step, on the device
+            if settings.clip_grad is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
             optimizer.step()
-            total, examples, steps = total + loss.detach().double() * count, examples + count, steps + 1
-            if steps % CHECK_EVERY == 0:
-                _check(total)
-    _check(total)
-    if steps == 0:
+            job.after_step((step + 1) / progress.total_steps)
+            count = len(rows["images"])
+            tally.total += loss.double() * count
+            tally.examples, tally.steps = tally.examples + count, tally.steps + 1
+            if tally.steps % CHECK_EVERY == 0:
+                _check(tally.total)
+            saver.save_if_due()
+    _check(tally.total)
+    if tally.steps == 0:
         raise ValueError("batches: expected at least one batch, found none")
-    kept = moments_of(model, optimizer) if stage.optimizer.state == "keep" else {}
-    return LocalResult(steps, examples, float(total) / examples, time.monotonic() - started, kept)
+    saver.remove()
+    kept = moments_of(model, optimizer) if settings.state == "keep" else {}
+    return LocalResult(
+        tally.steps, tally.examples, float(tally.total) / tally.examples, time.monotonic() - started, kept
+    )
 
 
 def _check(total: Tensor) -> None:
     if not bool(torch.isfinite(total)):
         raise TrainingDiverged("the loss is not finite")
-
-
-@torch.no_grad()
-def pretrain_loss(
-    model: MaskedAutoencoder, batches: Iterable[Tensor], stage: PretrainStage, seed: int, runtime: Runtime
-) -> float:
-    """The mean loss over uint8 pictures [B, H, W] without augmentation, with masks that depend on the seed alone."""
-    model.to(runtime.device).eval()
-    masks, total, count = generator(seed, "masks"), 0.0, 0
-    for images_BHW in batches:
-        visible, hidden = model.random_masking(len(images_BHW), stage.mask_ratio, masks, runtime.device)
-        with runtime.autocast():
-            losses = model(normalise(images_BHW.to(runtime.device)), visible, hidden, stage.normalize_targets)
-        total, count = total + float(losses.sum()), count + len(images_BHW)
-    return total / count
-
-
-@torch.no_grad()
-def predict(model: Classifier, batches: Iterable[Tensor], runtime: Runtime) -> Tensor:
-    """Probabilities [N, C], float32 on the CPU, of uint8 pictures that come in batches [B, H, W]."""
-    model.to(runtime.device).eval()
-    scores = []
-    for images_BHW in batches:
-        with runtime.autocast():
-            logits = model(normalise(images_BHW.to(runtime.device)))
-        scores.append(torch.sigmoid(logits.float()).cpu())
-    return torch.cat(scores)
-
-
-@torch.no_grad()
-def reconstruct(model: MaskedAutoencoder, images_BHW: Tensor, stage: PretrainStage, seed: int) -> tuple[Tensor, Tensor]:
-    """What the model sees of uint8 pictures [B, H, W] and what it makes of them, both uint8 [B, H, W], on the CPU.
-
-    Where the stage's targets are normalised, predictions are given the brightness and contrast of the patches they stand for;
-    visible patches are shown as they are.
-    """
-    model.to("cpu").eval()
-    images = normalise(images_BHW)
-    visible, hidden = model.random_masking(len(images), stage.mask_ratio, generator(seed, "masks"))
-    patches = model.patchify(images)
-    prediction = model.forward_decoder(model.forward_encoder(patches, visible), visible, hidden)
-    target = gather(patches, hidden)
-    if stage.normalize_targets:
-        prediction = prediction * (target.var(dim=2, keepdim=True) + 1e-6).sqrt() + target.mean(dim=2, keepdim=True)
-    index = hidden[:, :, None].expand(-1, -1, patches.shape[2])
-    masked = patches.scatter(1, index, torch.zeros_like(prediction))
-    complete = patches.scatter(1, index, prediction)
-    return _to_uint8(masked, model), _to_uint8(complete, model)
-
-
-def _to_uint8(patches_BNP: Tensor, model: MaskedAutoencoder) -> Tensor:
-    images = unpatchify(patches_BNP, model.encoder.patch) * DEVIATION + MEAN
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

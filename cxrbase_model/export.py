@@ -20,7 +20,9 @@ from torch import Tensor
 from cxrbase_model.augment import DEVIATION, MEAN
 from cxrbase_model.classifier import Classifier
 from cxrbase_model.codec import CodecError, unpack
-from cxrbase_model.plan import DataSpec, ModelSpec, Plan
+from cxrbase_model.foreign import adapt
+from cxrbase_model.lora import merged
+from cxrbase_model.plan import DataSpec, FinetuneStage, ModelSpec, Plan
 from cxrbase_model.settings import SettingsError, read, to_mapping
 from cxrbase_model.state import State, load_state, with_prefix
 from cxrbase_model.vit import Encoder, sincos_positions
@@ -55,11 +57,10 @@ def export_encoder(state: Mapping[str, Tensor], plan: Plan, folder: Path) -> Pat
     return _write(folder, to_timm(state, plan.model, plan.data.image_size), config)
 
 
-def export_classifier(state: Mapping[str, Tensor], plan: Plan, folder: Path) -> Path:
-    """Write a classifier under our own names; returns the folder."""
-    return _write(
-        folder, state, {"schema": SCHEMA, "kind": "classifier", "findings": list(plan.data.findings)} | _common(plan)
-    )
+def export_classifier(state: Mapping[str, Tensor], plan: Plan, stage: FinetuneStage, folder: Path) -> Path:
+    """Write a classifier of a stage under our own names, adapters merged; returns the folder."""
+    config = {"schema": SCHEMA, "kind": "classifier", "findings": list(plan.data.findings), "pooling": stage.pooling}
+    return _write(folder, merged(state), config | _common(plan))
 
 
 def load_classifier(folder: Path) -> tuple[Classifier, DataSpec]:
@@ -69,7 +70,8 @@ def load_classifier(folder: Path) -> tuple[Classifier, DataSpec]:
         model_spec, data = read(ModelSpec, config["model"]), read(DataSpec, config["data"])
     except (SettingsError, KeyError) as error:
         raise ExportError(f"{folder / 'config.json'}: {error}") from None
-    model = Classifier(Encoder(model_spec, data.image_size), len(data.findings))
+    pooling = str(config.get("pooling", "mean"))  # folders of earlier releases do not say
+    model = Classifier(Encoder(model_spec, data.image_size), len(data.findings), pooling)
     try:
         load_state(model, _read_state(folder / "model.safetensors"))
     except ValueError as error:
@@ -86,34 +88,23 @@ def read_encoder(path: Path, plan: Plan) -> State:
     for name, value in (wanted | {"num_heads": heads}).items():
         if arguments.get(name) != value:
             raise ExportError(f"{path}: expected an encoder with {name} {value}, found {arguments.get(name)}")
-    return from_timm(_read_state(path / "model.safetensors"))
+    return adapt(_read_state(path / "model.safetensors"), plan.model, plan.data.image_size)
 
 
 def to_timm(state: Mapping[str, Tensor], spec: ModelSpec, image_size: int) -> State:
-    """Our encoder's tensors under the names of timm's VisionTransformer, positions written out."""
+    """Our encoder's tensors under the names of timm's VisionTransformer, positions written out and adapters merged."""
     patch, width = spec.patch_size, spec.shape[0]
     found: State = {"pos_embed": sincos_positions(image_size // patch, width)[None]}
-    for name, tensor in with_prefix(state, "encoder.").items():
+    for name, tensor in merged(with_prefix(state, "encoder.")).items():
         plain = name.removeprefix("encoder.")
         if plain == "embed.weight":
             found["patch_embed.proj.weight"] = tensor.reshape(width, 1, patch, patch)
         elif plain == "embed.bias":
             found["patch_embed.proj.bias"] = tensor
+        elif plain == "positions.learned.weight":
+            found["pos_embed"] = tensor[None]
         else:
             found[plain] = tensor
-    return found
-
-
-def from_timm(weights: Mapping[str, Tensor]) -> State:
-    """The inverse of `to_timm`; fixed positions are left out, since the encoder makes its own."""
-    found: State = {}
-    for name, tensor in weights.items():
-        if name == "patch_embed.proj.weight":
-            found["encoder.embed.weight"] = tensor.flatten(1)
-        elif name == "patch_embed.proj.bias":
-            found["encoder.embed.bias"] = tensor
-        elif name != "pos_embed":
-            found[f"encoder.{name}"] = tensor
     return found
 
 

@@ -12,7 +12,37 @@ from pathlib import Path
 
 from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
+from cxrbase_model.stages import (
+    Augmentation,
+    EvaluateStage,
+    FinetuneStage,
+    Loss,
+    Optimizer,
+    PretrainStage,
+    Stage,
+    Teacher,
+)
 from cxrbase_model.transport import Transport
+
+__all__ = [
+    "Augmentation",
+    "DataSpec",
+    "EvaluateStage",
+    "Federation",
+    "FinetuneStage",
+    "Loss",
+    "ModelSpec",
+    "Optimizer",
+    "Plan",
+    "PretrainStage",
+    "Round",
+    "Stage",
+    "Teacher",
+    "plan_from_text",
+    "plan_to_text",
+    "read_plan",
+    "timeline",
+]
 
 SCHEMA = 1
 
@@ -57,6 +87,13 @@ class ModelSpec:
     encoder: str = knob("vit_small", choices=tuple(ENCODERS), why="width, depth and heads of the ViT encoder")
     patch_size: int = knob(16, unit="pixels", low=2, high=64, why="side of a square patch; smaller sees finer detail")
     depth: int | None = knob(None, low=1, high=48, why="number of encoder blocks, where it is not the encoder's own")
+    positions: str = knob(
+        "fixed", choices=("fixed", "learned"), why="sines and cosines, or learned from those: wanted by foreign weights"
+    )
+    decoder: str = knob(
+        "joint", choices=("joint", "cross"),
+        why="hidden patches look at all others, or at the visible ones alone (CrossMAE, arXiv 2401.14391), which is cheaper",
+    )  # fmt: skip
     decoder_width: int = knob(512, low=32, high=2048, why="embedding width of the decoder")
     decoder_depth: int = knob(2, low=1, high=16, why="decoder blocks; two suffice for radiographs (medical_mae)")
     decoder_heads: int = knob(8, low=1, high=32, why="attention heads of the decoder")
@@ -72,94 +109,6 @@ class ModelSpec:
         """Width, depth and heads of the encoder."""
         width, depth, heads = ENCODERS[self.encoder]
         return width, self.depth or depth, heads
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Radiograph-safe augmentation, drawn per picture on the training device."""
-
-    crop: float = knob(0.5, low=0.05, high=1.0, why="smallest share of the area that a random resized crop keeps")
-    rotation: float = knob(5.0, unit="degrees", low=0.0, high=45.0, why="largest rotation to either side")
-    contrast: float = knob(0.2, low=0.0, high=0.9, why="largest relative change of contrast and brightness")
-    gamma: float = knob(0.2, low=0.0, high=0.9, why="largest change of log gamma: other detectors and windows")
-    noise: float = knob(0.02, low=0.0, high=0.5, why="largest standard deviation of added noise, of the full range")
-    erase: float = knob(0.0, low=0.0, high=1.0, why="chance that a rectangle is erased: markers and devices")
-    flip: bool = knob(False, why="mirror left and right; off, since the heart has a side and its place is a finding")
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """AdamW with warm-up and cosine decay over the stage's global step."""
-
-    lr: float = knob(1.5e-4, low=0.0, high=1.0, why="base learning rate; scaled by batch size / 256")
-    weight_decay: float = knob(
-        0.05, low=0.0, high=1.0, why="decoupled weight decay of matrices, none for norms and biases"
-    )
-    beta2: float = knob(0.95, low=0.5, high=0.9999, why="second-moment decay; 0.95 for MAE, 0.999 for fine-tuning")
-    warmup: float = knob(0.05, low=0.0, high=0.9, why="share of the stage's steps in which the rate rises from zero")
-    min_lr: float = knob(0.0, low=0.0, high=1.0, why="share of the peak rate that is left at the end")
-    clip_grad: float | None = knob(None, low=0.0, why="largest global gradient norm of a step, where it is bounded")
-    state: str = knob(
-        "keep",
-        choices=("keep", "reset"),
-        why="keep AdamW's moments in the hospital from round to round, or reset them; they never travel",
-    )
-
-
-@dataclass(frozen=True)
-class PretrainStage:
-    """Rounds of self-supervised pretraining by masked autoencoding (He et al. 2022, arXiv 2111.06377)."""
-
-    kind: str = knob("pretrain", choices=("pretrain",), why="names the stage type")
-    name: str = knob("pretrain", why="names the stage in references, reports and files")
-    init: str = knob("random", why="random, previous, stage:NAME or file:PATH (an exported encoder at the server)")
-    rounds: int = knob(10, low=1, high=100_000, why="federated rounds of the stage")
-    local_epochs: float = knob(
-        1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's pictures a round"
-    )
-    batch_size: int = knob(64, unit="pictures", low=1, high=65536, why="pictures a step in each hospital")
-    mask_ratio: float = knob(0.9, low=0.05, high=0.98, why="share of patches hidden from the encoder")
-    normalize_targets: bool = knob(True, why="predict patches normalised by their own mean and deviation")
-    optimizer: Optimizer = knob(factory=Optimizer, why="the local optimizer")
-    augmentation: Augmentation = knob(factory=Augmentation, why="local augmentation")
-
-
-@dataclass(frozen=True)
-class FinetuneStage:
-    """Rounds of supervised multi-label fine-tuning with masked binary cross-entropy."""
-
-    kind: str = knob("finetune", choices=("finetune",), why="names the stage type")
-    name: str = knob("finetune", why="names the stage in references, reports and files")
-    init: str = knob("previous", why="random, previous, stage:NAME or file:PATH (an exported encoder at the server)")
-    rounds: int = knob(10, low=1, high=100_000, why="federated rounds of the stage")
-    local_epochs: float = knob(1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's labels a round")
-    batch_size: int = knob(32, unit="pictures", low=1, high=65536, why="pictures a step in each hospital")
-    label_fraction: float = knob(1.0, low=0.0001, high=1.0, why="share of the training patients whose labels are used")
-    layer_decay: float = knob(
-        0.75, low=0.1, high=1.0, why="factor of the learning rate from each block to the one below"
-    )
-    drop_path: float = knob(0.1, low=0.0, high=0.9, why="stochastic depth of the last block; rises linearly to it")
-    positive_weight: float = knob(
-        4.0,
-        low=1.0,
-        high=100.0,
-        why="cap on the weight of positives, which is negatives over positives in the hospital",
-    )
-    optimizer: Optimizer = knob(factory=lambda: Optimizer(lr=1e-3, beta2=0.999), why="the local optimizer")
-    augmentation: Augmentation = knob(factory=lambda: Augmentation(crop=0.7), why="local augmentation")
-
-
-@dataclass(frozen=True)
-class EvaluateStage:
-    """One evaluation of finished fine-tuning stages in every hospital, on patients that no training saw."""
-
-    kind: str = knob("evaluate", choices=("evaluate",), why="names the stage type")
-    name: str = knob("evaluate", why="names the stage in references, reports and files")
-    of: tuple[str, ...] = knob((), why="fine-tuning stages to evaluate; empty means all before this one")
-    split: str = knob("test", choices=("validation", "test"), why="which held-out patients")
-
-
-Stage = PretrainStage | FinetuneStage | EvaluateStage
 
 
 @dataclass(frozen=True)
@@ -251,6 +200,8 @@ class Plan:
                 _check_evaluate(stage, seen, where)
             else:
                 _check_init(stage.init, seen, where)
+            if isinstance(stage, PretrainStage) and stage.decode < 1 and self.model.decoder != "cross":
+                raise SettingsError(f"{where}.decode: expected 1.0 where model.decoder is joint, found {stage.decode}")
             seen[stage.name] = stage
 
 
@@ -267,12 +218,14 @@ def _check_evaluate(stage: EvaluateStage, seen: dict[str, Stage], where: str) ->
 
 def _check_init(init: str, seen: dict[str, Stage], where: str) -> None:
     trained = [name for name, earlier in seen.items() if not isinstance(earlier, EvaluateStage)]
-    if init == "random" or init.startswith("file:"):
+    if init == "random" or init.startswith(("file:", "timm:")):
         return
     if init == "previous" and not trained:
-        raise SettingsError(f"{where}.init: expected random or file:PATH in the first stage, found 'previous'")
+        raise SettingsError(
+            f"{where}.init: expected random, timm:NAME or file:PATH in the first stage, found 'previous'"
+        )
     if init != "previous" and init.removeprefix("stage:") not in trained:
-        expected = ["random", "previous", "file:PATH", *(f"stage:{name}" for name in trained)]
+        expected = ["random", "previous", "timm:NAME", "file:PATH", *(f"stage:{name}" for name in trained)]
         raise SettingsError(f"{where}.init: expected one of {', '.join(expected)}; found {init!r}")
 
 

@@ -17,22 +17,21 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 @contextlib.contextmanager
 def proximal(model: nn.Module, strength: float) -> Iterator[None]:
-    """Pull the model towards its weights of the block's first step, at each step within the block; nothing is done where strength is 0.
+    """Pull the model towards the weights that it enters the block with, at each step within it; nothing is done where strength is 0.
 
     Cost: one copy of the trained weights on the model's device, and one addition a step.
     """
     if strength == 0.0:
         yield
         return
-    anchors: dict[nn.Parameter, Tensor] = {}
+    anchors: dict[nn.Parameter, Tensor] = {each: each.detach().clone() for each in model.parameters()}
 
     @torch.no_grad()
     def pull(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not anchors:  # now, and not before: training may first have moved the model to its device
-            anchors.update({each: each.detach().clone() for each in model.parameters() if each.requires_grad})
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter in anchors:
+                    anchors[parameter] = anchors[parameter].to(parameter.device)  # training may have moved the model
                     parameter.grad.add_(parameter - anchors[parameter], alpha=strength)
 
     handle = register_optimizer_step_pre_hook(pull)

@@ -36,6 +36,20 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             tensor.copy_(state[name])
 
 
+def moving_names(module: nn.Module) -> frozenset[str]:
+    """The tensors of a module's state that local training can change, and that alone have to travel back from a hospital.
+
+    These are the parameters that have a gradient, and what a module says of itself in `moves`, prefixes of the names of tensors
+    that follow others (an average of past weights). All others come back as they went.
+    """
+    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for where, part in module.named_modules():
+        for prefix in getattr(part, "moves", ()):
+            whole = f"{where}.{prefix}" if where else prefix
+            names.update(name for name in module.state_dict() if name.startswith(whole))
+    return frozenset(names)
+
+
 def subtract(local: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> State:
     """The update `local - reference`, tensor by tensor."""
     return {name: local[name] - reference[name] for name in reference}

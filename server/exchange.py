@@ -5,6 +5,7 @@ A hospital whose process died or whose line was cut is asked again when it is ba
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,9 @@ from flwr.serverapp import Grid
 
 from cxrbase_model.messages import Task, task_to_message
 
-_FIRST_PAUSE, _LONGEST_PAUSE = (
-    0.01,
-    0.15,
-)  # seconds; a reply is picked up within 0.2 s, an idle wait costs next to nothing
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.15  # seconds; a reply is picked up within 0.2 s, an idle wait costs little
+_MOST_PULLS = 2  # replies that are fetched at the same time, and so are in memory
+_PULL = 0.05  # seconds that a reply may take to be fetched before others are looked at
 _LOOK_EVERY = 2.0  # seconds between looks at who is there
 _TRIES = 3  # how often a hospital is asked for the same thing
 
@@ -39,6 +39,35 @@ class Node:
     heard: float = 0.0
 
 
+class _Pull:
+    """One reply being fetched, by a thread of its own: one whose upload is slow, or has broken off, holds up nobody.
+
+    Flower waits for the rest of such an upload, for three minutes after its last part.
+    """
+
+    def __init__(self, grid: Grid, message: str) -> None:
+        self._grid, self._message = grid, message
+        self._replies: list[Message] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._fetch, name="pull", daemon=True)
+        self._thread.start()
+
+    def take(self) -> list[Message] | None:
+        """What has come, an empty list if there is no reply yet, None while one is on its way."""
+        self._thread.join(_PULL)
+        if self._thread.is_alive():
+            return None
+        if self._error is not None:
+            raise self._error
+        return self._replies
+
+    def _fetch(self) -> None:
+        try:
+            self._replies = list(self._grid.pull_messages([self._message]))
+        except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+            self._error = error
+
+
 @dataclass
 class _Request:
     """What a node was asked; `message` is None until it is sent, `gone` since when the node is not there."""
@@ -48,6 +77,7 @@ class _Request:
     started: str = ""
     tries: int = 0
     gone: float | None = None
+    pull: _Pull | None = None
 
     @property
     def spent(self) -> bool:
@@ -104,8 +134,8 @@ class Exchange:
     ) -> Iterator[tuple[int, Message]]:
         """Send each node its task and yield (node number, reply) as they come, until all have or the deadline is over.
 
-        Replies are pulled one at a time, so no more than one is in memory; one that comes late is thrown away. A node that
-        is gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others suffice.
+        Replies are handed out one at a time, and two at most are in memory; one that comes late is thrown away. A node that is
+        gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others suffice.
         """
         self._forget_late()
         end = time.monotonic() + deadline
@@ -131,6 +161,8 @@ class Exchange:
                 for number in [number for number, request in requests.items() if request.spent]:
                     del requests[number]
             for number, request in list(requests.items()):
+                if request.pull is None and sum(other.pull is not None for other in requests.values()) >= _MOST_PULLS:
+                    continue
                 reply = self._reply(request)
                 if reply is not None:
                     del requests[number]
@@ -142,7 +174,12 @@ class Exchange:
         """A node's reply, if there is one; an error that another try may mend lets it be asked again."""
         if request.message is None:
             return None
-        for message in self._grid.pull_messages([request.message]):
+        request.pull = request.pull or _Pull(self._grid, request.message)
+        replies = request.pull.take()
+        if replies is None:
+            return None
+        request.pull = None
+        for message in replies:
             request.message = None
             if not message.has_error() or request.tries >= _TRIES:
                 return message
@@ -161,7 +198,7 @@ class Exchange:
             lost = request.message is not None and node.started != request.started
             if lost and request.message is not None:
                 self._late.append(request.message)
-                request.message = None
+                request.message = request.pull = None
             if request.message is None and request.tries < _TRIES:
                 self._send(number, request, node.started, end)
 
@@ -173,7 +210,7 @@ class Exchange:
 
     def _forget_late(self) -> None:
         """Take and drop replies that came too late, so that they do not stay on the server's disk."""
-        self._late = [message for message in self._late if not list(self._grid.pull_messages([message]))]
+        self._late = [message for message in self._late if _Pull(self._grid, message).take() == []]
 
 
 def _all_gone(requests: Mapping[int, _Request], absence: float) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cxrbase_model.engine import reconstruct
 from cxrbase_model.export import export_classifier, export_encoder
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage, read_plan
+from cxrbase_model.predict import reconstruct
 from cxrbase_model.state import load_state
 from server.page import Triple
 from server.report import write_report
@@ -38,7 +38,8 @@ def finish(folder: Path, pictures: NDArray[np.uint8] | None = None) -> dict[str,
     if pretrained or detector:
         export_encoder(store.stage_state(pretrained or detector or ""), store.plan, folder / "export" / "encoder")
     if detector:
-        export_classifier(store.stage_state(detector), store.plan, folder / "export" / "classifier")
+        stage = next(each for each in tuned if each.name == detector)
+        export_classifier(store.stage_state(detector), store.plan, stage, folder / "export" / "classifier")
     return write_report(folder, _reconstructions(store, pretrained, pictures))
 
 
@@ -55,6 +56,8 @@ def _reconstructions(store: RunStore, stage_name: str | None, pictures: NDArray[
     plan: Plan = store.plan
     stage = plan.stage(stage_name)
     assert isinstance(stage, PretrainStage)  # the caller names a pretraining stage
+    if stage.objective != "mae":  # predicts features, which are no picture
+        return []
     model = build_autoencoder(plan)
     load_state(model, store.stage_state(stage_name))
     masked, complete = reconstruct(model, torch.from_numpy(pictures), stage, plan.seed)

@@ -69,8 +69,12 @@ def usual_norm(records: Iterable[Record], stage: str) -> float | None:
 
 def told(entries: Iterable[Record]) -> str:
     """What the hospitals that did not take part answered, for an operator."""
-    lines = [f"{e['site']}: {e['code']} ({MEANING[Code(e['code'])]})" for e in entries if e["status"] != "admitted"]
-    return f" ({'; '.join(lines)})" if lines else ""
+    by_code: dict[Code, list[str]] = {}
+    for line in entries:
+        if line["status"] != "admitted":
+            by_code.setdefault(Code(line["code"]), []).append(line["site"])
+    parts = [f"{', '.join(sorted(sites))}: {code.value} ({MEANING[code]})" for code, sites in sorted(by_code.items())]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _weighted(pairs: list[tuple[float | None, int]]) -> float | None:

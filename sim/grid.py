@@ -6,6 +6,7 @@ For tests and studies of the server alone; a simulation of hospitals runs over F
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class LocalGrid(Grid):
         self.pushed = 0
         self._waiting: dict[str, Message] = {}
         self._ids = itertools.count(1)
+        self._one_at_a_time = threading.Lock()  # torch's global generator is one for all nodes of a process
 
     @property
     def run(self) -> Any:
@@ -71,11 +73,12 @@ class LocalGrid(Grid):
         """Let the nodes answer; a node that is gone never does."""
         replies = []
         for identity in list(message_ids):
-            message = self._waiting.get(identity)
-            reply = self._answer(message) if message is not None else None
-            if reply is not None:
-                del self._waiting[identity]
-                replies.append(reply)
+            with self._one_at_a_time:
+                message = self._waiting.get(identity)
+                reply = self._answer(message) if message is not None else None
+                if reply is not None:
+                    del self._waiting[identity]
+                    replies.append(reply)
         return replies
 
     @property

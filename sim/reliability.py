@@ -16,6 +16,25 @@ Written by `cxrbase-sim faults` and `cxrbase-sim soak`, which do all of this to 
 SuperLink and SuperNodes under our daemons, TLS, keys, a line of its own for each hospital that can be cut, stalled and slowed.
 """
 
+_TAIL = """## What has a test of its own
+
+| fault | what happens | test |
+|---|---|---|
+| the operator's disk is full | the rounds die at the commit and are started again until there is room; no round is lost, same bits | `tests/network/test_machines.py` |
+| a hospital's disk is full | its daemon leaves before it is (`daemon.least_free`), the others go on, it comes back by itself | the same |
+| a hospital's clock is off by a day | it is told so, with the difference; Flower would refuse its signatures without a word | the same |
+| one key in two daemons | the second is told, the first is not disturbed, same bits | the same |
+| a reply comes twice, or belongs to a past round, or is in another's name | it counts once, or not at all (`ROUND`, `IDENTITY`) | `tests/network/test_rogue.py` |
+| unknown, revoked, missing key; other authority; expired certificate; plain text; changed code | nobody gets in, nothing runs, both sides say why | `tests/network/test_turned_away.py`, `test_membership.py` |
+| the demo's whole plan over the network | every state of every round has the digest that the simulation gives | `tests/network/test_demo.py` |
+
+## What costs time
+
+- **A ClientApp that is killed** is noticed by Flower's SuperNode when its task has not been heard of for a minute; then it is asked again.
+- **A hospital that leaves in the middle of a round** is waited for: `federation.absence` seconds once the quorum is there (default 900), or the deadline.
+- **A SuperNode that was killed** signs off what it could not sign off itself when it is back, or its key would be held for a minute (Flower issue 4844).
+"""
+
 
 def faults_section(outcomes: Sequence[Outcome], *, same: bool, seconds: float, cores: int) -> str:
     """The table of faults as Markdown."""
@@ -75,7 +94,7 @@ def write_report(target: Path, results: Path) -> None:
     sections = [
         path.read_text(encoding="utf-8") for name in ("faults.md", "soak.md") if (path := results / name).exists()
     ]
-    target.write_text("\n".join([_HEAD, *sections]), encoding="utf-8")
+    target.write_text("\n".join([_HEAD, *sections, _TAIL]), encoding="utf-8")
 
 
 def keep(outcomes: Sequence[Outcome], path: Path) -> None:

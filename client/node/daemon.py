@@ -58,7 +58,7 @@ class Daemon:
         self._health = Health(site.daemon.health)
         self._node = Node(site, site_file, member)
         self._journal = Journal(site.private, member.kit.consortium)
-        self._backoff = Backoff()
+        self._backoff = Backoff(longest=60.0, stable=20.0)
         self._next_try = 0.0  # on the monotonic clock
         self._away_since: float | None = None
         self._looked = -_LOOK_AGAIN

@@ -13,10 +13,10 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from client.app import answer, make_app
-from client.site import Site
+from client.app import answer, make_app, runtime_for
+from client.site import Compute, Site
 from cxrbase_model.codec import pack
-from cxrbase_model.engine import TrainingDiverged
+from cxrbase_model.engine import Runtime, TrainingDiverged
 from cxrbase_model.messages import PROTOCOL, Code, Reply, Task, reply_from_message, task_to_message
 from cxrbase_model.plan import Plan
 from cxrbase_model.state import digest
@@ -150,3 +150,8 @@ def test_a_message_of_another_kind_is_answered_by_a_code(site: Site, protocol: i
     content = RecordDict({"cxrbase": ConfigRecord({"protocol": protocol, "header": header})})
     message = Message(content, 2, "train", ttl=60, group_id="1")
     assert_only_a_code(run(lambda context: site.private.parent / "SITE.yaml", message), code)
+
+
+def test_the_hospitals_settings_say_how_its_device_is_used() -> None:
+    compute = Compute(device="cpu", micro_batch=4, recompute=True, deterministic=True)
+    assert runtime_for(compute, "bf16") == Runtime(torch.device("cpu"), "bf16", 4, False, True, True)

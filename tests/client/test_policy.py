@@ -65,6 +65,16 @@ def test_a_plan_on_the_list_runs(site: Site, task_for: TaskFor, plan: Plan) -> N
     assert answer(task_for("mae"), allowing(site, plans="list", digests=["0" * 64, plan.digest])).code is None
 
 
+def test_where_privacy_is_required_no_training_without_a_guarantee_runs(
+    site: Site, task_for: TaskFor, plan: Plan
+) -> None:
+    strict = allowing(site, epsilon=8.0)
+    for stage in ("mae", "detect"):
+        assert answer(task_for(stage), strict).code is Code.POLICY
+    assert objection(plan, "mae", strict) == "policy.epsilon allows 8, stage mae gives no guarantee"
+    assert answer(task_for("test"), strict).code is None
+
+
 @pytest.mark.parametrize(
     ("hours", "hour", "minute", "is_open"),
     [
@@ -186,3 +196,15 @@ def test_a_rehearsal_without_labels_tells_so(site: Site, plan: Plan, monkeypatch
     monkeypatch.setattr("client.work.labelled_share", lambda cache, rows, fraction, seed: rows[:0])
     (detect,) = (done for done in rehearse(plan, site) if done.stage.name == "detect")
     assert (detect.code, detect.reply) == (Code.NO_LABELS, None)
+
+
+def test_the_only_plan_that_was_asked_for_is_rehearsed_without_naming_it(
+    site: Site, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(site.private.parent / "SITE.yaml")
+    assert main(["rehearse", file]) == 2
+    assert "--plan: is required" in capsys.readouterr().err
+    Approvals(site.private).ask(plan)
+    assert main(["rehearse", file]) == 0
+    assert f"rehearses {plan.name}" in capsys.readouterr().out
+    assert main(["rehearse", file, "--plan", plan.digest[:8]]) == 0

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from client.dataset import Cache
 from client.site import Site
-from client.work import _progress, describe, evaluate, labelled, labelled_share, positive_weights, train
+from client.work import _progress, describe, evaluate, train
+from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.codec import decode, sent, unpack
-from cxrbase_model.engine import Runtime, predict, pretrain_loss
+from cxrbase_model.engine import Runtime
+from cxrbase_model.features import build_objective
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.messages import Task
 from cxrbase_model.metrics import auroc
-from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage
+from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage
+from cxrbase_model.predict import predict, pretrain_loss
+from cxrbase_model.rows import labelled, labelled_share
 from cxrbase_model.seeds import derive_seed
-from cxrbase_model.state import State, add, load_state, norm, size, subtract
+from cxrbase_model.settings import read, to_mapping
+from cxrbase_model.state import State, add, load_state, moving_names, norm, size, state_of, subtract
 from cxrbase_model.transport import Transport
 
 CPU = Runtime(torch.device("cpu"))
@@ -111,12 +117,6 @@ def test_a_share_of_labels_is_one_of_patients_and_grows_from_the_same_ones(cache
         assert share == {int(row) for row in whole if int(cache.patients[row]) in mine}
 
 
-def test_positive_weights_are_negatives_over_positives_within_bounds() -> None:
-    nan = math.nan
-    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [nan, 0, nan], [0, nan, 0]], np.float32)
-    assert positive_weights(labels, 4.0).tolist() == [3.0, 1.0, 4.0]
-
-
 def test_an_evaluation_measures_the_weights_that_came_on_the_test_patients(
     site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task], state_for: Callable[[str], State]
 ) -> None:
@@ -155,3 +155,49 @@ def test_a_small_split_cannot_be_had_from_the_others_and_the_totals(
     assert told["train"] == 36
     assert not isinstance(told["validation"], int)
     assert not isinstance(told["test"], int), "60 pictures are told of in the findings, so 16 would give 8 away"
+
+
+def test_a_round_that_was_interrupted_goes_on_and_leaves_no_checkpoint(
+    site: Site, cache: Cache, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(task_for("mae"), site, cache, CPU).update
+    monkeypatch.setattr(LocalCheckpoint, "is_due", lambda self: True)
+    pixels, left = Cache.pixels, itertools.count(1)
+
+    def failing(self: Cache, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if next(left) == 6:
+            raise OSError("the disk went away")
+        return pixels(self, rows)
+
+    monkeypatch.setattr(Cache, "pixels", failing)
+    with pytest.raises(OSError, match="went away"):
+        train(task_for("mae"), site, cache, CPU)
+    kept = site.private / "optimizer" / "interrupted.safetensors"
+    assert kept.exists()
+    assert train(task_for("mae"), site, cache, CPU).update == expected
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mae", {"objective": "features", "masks": 2}),
+        ("detect", {"trains": "lora"}),
+        ("detect", {"trains": "head", "pooling": "attentive", "loss": {"kind": "asymmetric"}}),
+    ],
+    ids=["features", "lora", "attentive probe"],
+)
+def test_a_stages_knobs_reach_the_hospital(
+    site: Site, cache: Cache, plan: Plan, name: str, changes: dict[str, Any], task_for: Callable[..., Task]
+) -> None:
+    mapping = to_mapping(plan)
+    stage = next(each for each in mapping["stages"] if each["name"] == name)
+    stage |= changes
+    changed = read(Plan, mapping)
+    found = changed.stage(name)
+    assert not isinstance(found, EvaluateStage)
+    model = build_classifier(changed, found) if isinstance(found, FinetuneStage) else build_objective(changed, found)
+    update = unpack(train(task_for(name, plan=changed, state=state_of(model)), site, cache, CPU).update)
+    moving = {tensor for tensor, change in update.items() if bool(change.any())}
+    assert moving
+    assert moving <= moving_names(model)

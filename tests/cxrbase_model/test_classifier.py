@@ -1,51 +1,87 @@
-"""The classifier and its loss on partial labels."""
+"""The classifier, and what of it a stage trains."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cxrbase_model.classifier import build_classifier, masked_bce
-from cxrbase_model.plan import FinetuneStage, Plan
-from cxrbase_model.state import state_of, with_prefix
+from cxrbase_model.classifier import Classifier, build_classifier
+from cxrbase_model.engine import Progress, Runtime, finetune
+from cxrbase_model.mae import build_autoencoder
+from cxrbase_model.plan import FinetuneStage, Optimizer, Plan
+from cxrbase_model.predict import predict
+from cxrbase_model.state import moving_names, state_of, subtract, with_prefix
+
+CPU = Runtime(torch.device("cpu"))
 
 
-def stage(plan: Plan) -> FinetuneStage:
+def stage(plan: Plan, trains: str = "all", pooling: str = "mean") -> FinetuneStage:
     found = plan.stage("detect")
     assert isinstance(found, FinetuneStage)
-    return found
+    optimizer = Optimizer(lr=0.3, beta2=0.999, warmup=0.1)
+    return replace(found, trains=trains, pooling=pooling, last_blocks=1, lora_rank=2, optimizer=optimizer)
 
 
-def test_the_loss_is_the_mean_over_known_labels() -> None:
-    logits = torch.randn(5, 3)
-    targets = torch.tensor([[1, 0, math.nan], [math.nan] * 3, [0.5, 1, 0], [0, math.nan, 1], [1, 1, 1]])
-    weights = torch.tensor([1.0, 2.0, 4.0])
-    total, count = 0.0, 0
-    for row in range(5):
-        for column in range(3):
-            target = float(targets[row, column])
-            if not math.isnan(target):
-                p = 1 / (1 + math.exp(-float(logits[row, column])))
-                total -= float(weights[column]) * target * math.log(p) + (1 - target) * math.log(1 - p)
-                count += 1
-    assert float(masked_bce(logits, targets, weights)) == pytest.approx(total / count, rel=1e-5)
+def bright_or_dark(count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    targets = torch.zeros(count, 3)
+    targets[::2, 1] = 1
+    targets[:, 2] = math.nan
+    images = torch.where(targets[:, 1, None, None] > 0, 200, 60).expand(count, 32, 32).to(torch.uint8)
+    return images, targets
 
 
-def test_an_unknown_label_has_no_gradient_and_a_batch_without_labels_is_harmless() -> None:
-    logits = torch.randn(2, 2, requires_grad=True)
-    masked_bce(logits, torch.tensor([[1.0, math.nan], [math.nan, math.nan]])).backward()
-    assert logits.grad is not None
-    assert (logits.grad != 0).tolist() == [[True, False], [False, False]]
-    empty = masked_bce(logits, torch.full((2, 2), math.nan))
-    assert float(empty.detach()) == 0.0
+def trained(plan: Plan, settings: FinetuneStage, steps: int = 30) -> Classifier:
+    model = build_classifier(plan, settings)
+    finetune(model, [bright_or_dark()] * steps, settings, torch.ones(3), Progress(0, steps), 1, CPU)
+    return model
 
 
-def test_it_starts_undecided_and_shares_the_encoders_names_with_the_autoencoder(small_plan: Plan) -> None:
-    from cxrbase_model.mae import build_autoencoder
-
-    model = build_classifier(small_plan, stage(small_plan))
+@pytest.mark.parametrize("pooling", ["mean", "attentive"])
+def test_it_starts_undecided_and_shares_the_encoders_names_with_the_autoencoder(small_plan: Plan, pooling: str) -> None:
+    model = build_classifier(small_plan, stage(small_plan, pooling=pooling))
     assert torch.equal(model(torch.randn(2, 32, 32)), torch.zeros(2, 3))
     own, other = state_of(model), state_of(build_autoencoder(small_plan))
     assert with_prefix(own, "encoder.").keys() == with_prefix(other, "encoder.").keys()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attentive"])
+@pytest.mark.parametrize("trains", ["all", "head", "last", "lora"])
+def test_only_what_a_stage_trains_moves_and_it_learns(small_plan: Plan, trains: str, pooling: str) -> None:
+    settings = stage(small_plan, trains, pooling)
+    before = state_of(build_classifier(small_plan, settings))
+    model = trained(small_plan, settings)
+    changes = subtract(state_of(model), before)
+    moved = {name for name, change in changes.items() if bool(change.any())}
+    assert moved <= moving_names(model)
+    assert {"head.weight", "head.bias"} <= moved
+    inside = {name.removeprefix("encoder.") for name in moving_names(model) if name.startswith("encoder.")}
+    every = {name for name, _ in model.encoder.named_parameters()}
+    expected = {
+        "all": every,
+        "head": set(),
+        "last": {name for name in every if name.startswith(("blocks.1.", "norm."))},
+        "lora": {name for name in every if "lora_" in name},
+    }[trains]
+    assert inside == expected
+    scores = predict(model, [bright_or_dark()[0]], CPU)[:, 1]
+    assert float(scores[::2].min()) > 0.5 > float(scores[1::2].max())
+
+
+def test_a_finding_is_judged_by_its_own_query_and_its_own_weights(small_plan: Plan) -> None:
+    model = trained(small_plan, stage(small_plan, "head", "attentive"))
+    images = torch.randn(2, 32, 32)
+    before = model(images).detach()
+    assert model.pool is not None
+    model.pool.queries.weight.data[1] += 1.0
+    changed = (model(images).detach() != before).any(dim=0)
+    assert changed.tolist() == [False, True, False]
+
+
+def test_a_frozen_encoder_drops_no_paths(small_plan: Plan) -> None:
+    draws = torch.Generator().manual_seed(0)
+    for trains, drops in (("all", True), ("last", True), ("lora", True), ("head", False)):
+        encoder = build_classifier(small_plan, stage(small_plan, trains)).encoder
+        assert (encoder.draw_paths(4, draws) is not None) == drops

@@ -11,18 +11,10 @@ import torch
 
 from cxrbase_model.augment import MEAN
 from cxrbase_model.classifier import build_classifier
-from cxrbase_model.engine import (
-    Progress,
-    Runtime,
-    TrainingDiverged,
-    finetune,
-    predict,
-    pretrain,
-    pretrain_loss,
-    reconstruct,
-)
+from cxrbase_model.engine import Progress, Runtime, TrainingDiverged, finetune, pretrain
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.plan import Augmentation, FinetuneStage, Optimizer, Plan, PretrainStage
+from cxrbase_model.predict import predict, pretrain_loss, reconstruct
 from cxrbase_model.state import State, digest, state_of
 
 CPU = Runtime(torch.device("cpu"))

@@ -44,7 +44,7 @@ def test_a_classifier_predicts_the_same_after_the_way_over_the_disk(small_plan: 
     assert isinstance(stage, FinetuneStage)
     model = build_classifier(small_plan, stage).eval()
     initialise(model, generator(9, "test"))
-    folder = export_classifier(state_of(model), small_plan, tmp_path / "classifier")
+    folder = export_classifier(state_of(model), small_plan, stage, tmp_path / "classifier")
     again, data = load_classifier(folder)
     images = torch.randn(2, 32, 32)
     assert torch.equal(model(images), again(images))

@@ -8,8 +8,16 @@ import torch
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.plan import Plan
 from cxrbase_model.seeds import generator
+from cxrbase_model.settings import read, to_mapping
 from cxrbase_model.state import digest, state_of
 from cxrbase_model.vit import patchify, sincos_positions, unpatchify
+
+
+@pytest.fixture
+def cross_plan(small_plan: Plan) -> Plan:
+    mapping = to_mapping(small_plan)
+    mapping["model"] |= {"decoder": "cross", "decoder_depth": 2}
+    return read(Plan, mapping)
 
 
 def test_patches_are_cut_row_by_row() -> None:
@@ -96,3 +104,37 @@ def test_no_module_has_parameters_that_opacus_cannot_hook(small_plan: Plan) -> N
     for module in build_autoencoder(small_plan).modules():
         if list(module.parameters(recurse=False)):
             assert isinstance(module, hookable)
+
+
+def test_several_masks_of_one_picture_give_what_one_at_a_time_gives(small_plan: Plan) -> None:
+    model = build_autoencoder(small_plan)
+    images = torch.randn(2, 32, 32)
+    visible, hidden = model.random_masking(6, 0.75, generator(0, "masks"))
+    together = model(images, visible, hidden)
+    for row in range(6):
+        alone = model(images[row // 3 : row // 3 + 1], visible[row : row + 1], hidden[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_a_cross_decoder_predicts_a_patch_the_same_whichever_others_are_predicted(
+    small_plan: Plan, cross_plan: Plan
+) -> None:
+    for plan, same in ((cross_plan, True), (small_plan, False)):
+        model = build_autoencoder(plan)
+        visible, hidden = model.random_masking(2, 0.75, generator(0, "masks"))
+        features = model.forward_encoder(torch.randn(2, 16, 64), visible)
+        whole = model.forward_decoder(features, visible, hidden)[:, :3]
+        part = model.forward_decoder(features, visible, hidden[:, :3])
+        assert torch.allclose(whole, part, atol=1e-5) == same
+
+
+def test_learned_positions_start_as_the_fixed_ones_and_are_part_of_the_state(small_plan: Plan) -> None:
+    mapping = to_mapping(small_plan)
+    mapping["model"]["positions"] = "learned"
+    fixed, learned = build_autoencoder(small_plan), build_autoencoder(read(Plan, mapping))
+    assert state_of(learned).keys() - state_of(fixed).keys() == {"encoder.positions.learned.weight"}
+    assert torch.equal(learned.encoder.positions.learned.weight, sincos_positions(4, 128))
+    patches, (visible, _) = torch.randn(2, 16, 64), fixed.random_masking(2, 0.5, generator(0, "masks"))
+    learned.load_state_dict(fixed.state_dict(), strict=False)
+    for index in (None, visible):
+        assert torch.equal(learned.encoder(patches, index), fixed.encoder(patches, index))

@@ -56,11 +56,11 @@ def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         (lambda m: m.update(stages=[]), "stages: expected at least one stage, found none"),
         (
             lambda m: m["stages"][0].update(init="previous"),
-            "stages[0].init: expected random or file:PATH in the first stage, found 'previous'",
+            "stages[0].init: expected random, timm:NAME or file:PATH in the first stage, found 'previous'",
         ),
         (
             lambda m: m["stages"][1].update(init="stage:none"),
-            "stages[1].init: expected one of random, previous, file:PATH, stage:mae; found 'stage:none'",
+            "stages[1].init: expected one of random, previous, timm:NAME, file:PATH, stage:mae; found 'stage:none'",
         ),
         (
             lambda m: m["stages"][1].update(name="mae"),

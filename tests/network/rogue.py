@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from client.app import answer
@@ -48,7 +48,8 @@ class Rogue:
 
     def _content(self, message: Message, tree: Any) -> Message:
         run = message.metadata.run_id
-        contents = {each.object_id: self._pull(run, each.object_id) for each in iterate_object_tree(tree)}
+        numbers = [each.object_id for each in iterate_object_tree(tree)]
+        contents = pull_objects(numbers, pull_object_fn=lambda number: self._pull(run, number))
         whole: Message = inflate_object_from_contents(message.metadata.message_id, contents)
         whole.metadata.__dict__["_message_id"] = message.metadata.message_id
         self._confirm(run, message.metadata.message_id)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_the_operators_full_disk_costs_time_and_no_round(tmp_path: Path, plan: P
 
 def test_a_hospital_with_a_full_disk_rests_and_comes_back(tmp_path: Path, small_disk: Disk) -> None:
     plan, folder = fault_plan(8, local_epochs=1), tmp_path / "sites" / "riverside" / "private"
+    plan = replace(plan, federation=replace(plan.federation, absence=10.0))  # who leaves is not waited for long
     small_disk(folder, 200)
     with Deployment(tmp_path / "net", plan, make_sites(tmp_path / "sites", plan)) as deployment:
         hospital = deployment.hospitals["riverside"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
 import pytest
@@ -12,6 +13,8 @@ from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_mess
 from server.exchange import Exchange, Node, Stopped
 from sim.grid import LocalGrid
 from tests.server.conftest import Clock
+
+WAIT = 30.0  # seconds for a thread that is told to end; reached only where something is wrong
 
 TASK = Task("describe", "run", 0, "describe", 1, "", "{}", "d" * 64)
 
@@ -182,3 +185,50 @@ def test_a_wait_ends_when_the_run_is_to_stop(clock: Clock) -> None:
     with pytest.raises(Stopped):
         list(exchange.ask({1: TASK}, 600))
     assert clock.now < 1011
+
+
+class Uploading(LocalGrid):
+    """The first message to node 1 has a reply whose upload goes on until `done` is set."""
+
+    def __init__(self) -> None:
+        super().__init__({1: answers, 2: answers})
+        self.done = threading.Event()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Wait for the upload as Flower does."""
+        if list(message_ids) == ["message-1"]:
+            self.done.wait(WAIT)
+        return super().pull_messages(message_ids)
+
+
+@pytest.fixture
+def uploading() -> Iterator[Uploading]:
+    grid = Uploading()
+    yield grid
+    grid.done.set()
+
+
+def test_an_upload_that_stalls_holds_up_neither_the_others_nor_the_deadline(clock: Clock, uploading: Uploading) -> None:
+    assert asked(uploading, 1, 2, deadline=30.0) == [2]
+
+
+def test_a_node_that_restarts_in_the_middle_of_its_upload_is_asked_again(clock: Clock, uploading: Uploading) -> None:
+    clock.after(10, lambda: uploading.started.update({1: "later"}))
+    assert asked(uploading, 1, 2) == [2, 1]
+    assert uploading.pushed == 3
+
+
+def test_no_more_than_two_replies_are_fetched_at_the_same_time(clock: Clock) -> None:
+    fetching, most = threading.Semaphore(0), [0]
+
+    class Counting(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            under_way.append(1)
+            most[0] = max(most[0], len(under_way))
+            fetching.acquire(timeout=0.3)
+            under_way.pop()
+            return super().pull_messages(message_ids)
+
+    under_way: list[int] = []
+    assert sorted(asked(Counting(dict.fromkeys(range(1, 6), answers)), *range(1, 6))) == [1, 2, 3, 4, 5]
+    assert most[0] == 2

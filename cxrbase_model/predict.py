@@ -1,0 +1,69 @@
+"""What a trained model says of pictures: its loss on held-out ones, probabilities of findings, reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from cxrbase_model.augment import DEVIATION, MEAN, normalise
+from cxrbase_model.classifier import Classifier
+from cxrbase_model.mae import MaskedAutoencoder
+from cxrbase_model.plan import PretrainStage
+from cxrbase_model.runtime import Runtime
+from cxrbase_model.seeds import generator
+from cxrbase_model.vit import gather, unpatchify
+
+
+@torch.no_grad()
+def pretrain_loss(
+    model: MaskedAutoencoder, batches: Iterable[Tensor], stage: PretrainStage, seed: int, runtime: Runtime
+) -> float:
+    """The mean loss over uint8 pictures [B, H, W] without augmentation, with masks that depend on the seed alone."""
+    model.to(runtime.device).eval()
+    masks, total, count = generator(seed, "masks"), 0.0, 0
+    for images_BHW in batches:
+        visible, hidden = model.random_masking(len(images_BHW), stage.mask_ratio, masks, runtime.device)
+        with runtime.autocast():
+            losses = model(normalise(images_BHW.to(runtime.device)), visible, hidden, stage.normalize_targets)
+        total, count = total + float(losses.sum()), count + len(images_BHW)
+    return total / count
+
+
+@torch.no_grad()
+def predict(model: Classifier, batches: Iterable[Tensor], runtime: Runtime) -> Tensor:
+    """Probabilities [N, C], float32 on the CPU, of uint8 pictures that come in batches [B, H, W]."""
+    model.to(runtime.device).eval()
+    scores = []
+    for images_BHW in batches:
+        with runtime.autocast():
+            logits = model(normalise(images_BHW.to(runtime.device)))
+        scores.append(torch.sigmoid(logits.float()).cpu())
+    return torch.cat(scores)
+
+
+@torch.no_grad()
+def reconstruct(model: MaskedAutoencoder, images_BHW: Tensor, stage: PretrainStage, seed: int) -> tuple[Tensor, Tensor]:
+    """What the model sees of uint8 pictures [B, H, W] and what it makes of them, both uint8 [B, H, W], on the CPU.
+
+    Where the stage's targets are normalised, predictions are given the brightness and contrast of the patches they stand for;
+    visible patches are shown as they are.
+    """
+    model.to("cpu").eval()
+    images = normalise(images_BHW)
+    visible, hidden = model.random_masking(len(images), stage.mask_ratio, generator(seed, "masks"))
+    patches = model.patchify(images)
+    prediction = model.forward_decoder(model.forward_encoder(patches, visible), visible, hidden)
+    target = gather(patches, hidden)
+    if stage.normalize_targets:
+        prediction = prediction * (target.var(dim=2, keepdim=True) + 1e-6).sqrt() + target.mean(dim=2, keepdim=True)
+    index = hidden[:, :, None].expand(-1, -1, patches.shape[2])
+    masked = patches.scatter(1, index, torch.zeros_like(prediction))
+    complete = patches.scatter(1, index, prediction)
+    return _to_uint8(masked, model), _to_uint8(complete, model)
+
+
+def _to_uint8(patches_BNP: Tensor, model: MaskedAutoencoder) -> Tensor:
+    images = unpatchify(patches_BNP, model.encoder.patch) * DEVIATION + MEAN
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

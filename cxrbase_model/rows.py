@@ -1,0 +1,54 @@
+"""Which rows of a table of pictures are learned from, and in which batches: a function of the table, sizes and a seed alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Table(Protocol):
+    """labels: float32 [N, C], NaN where unknown. patients: int64 [N]."""
+
+    labels: NDArray[np.float32]
+    patients: NDArray[np.int64]
+
+
+def labelled(table: Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows that have at least one known label."""
+    return rows[np.isfinite(table.labels[rows]).any(axis=1)]
+
+
+def labelled_share(table: Table, rows: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
+    """The labelled rows of a seeded share of the patients; the same share of the same table is the same rows.
+
+    Patients are drawn, not pictures, and at least one; a smaller share is always part of a larger one.
+    """
+    rows = labelled(table, rows)
+    patients = np.unique(table.patients[rows])
+    order = np.random.default_rng(seed).permutation(len(patients))
+    chosen = patients[order[: max(1, math.ceil(fraction * len(patients)))]]
+    return rows[np.isin(table.patients[rows], chosen)]
+
+
+def steps_of(examples: int, batch_size: int, epochs: float) -> int:
+    """How many batches `epochs` passes over so many examples make, at least one."""
+    return max(1, math.ceil(examples * epochs / batch_size))
+
+
+def batch_rows(rows: NDArray[np.int64], batch_size: int, seed: int, epochs: float) -> Iterator[NDArray[np.int64]]:
+    """The rows of each batch, each pass in a new order; a part of a pass is possible.
+
+    Every batch has the same size, so that compiled models see one shape: the last one goes on into the next pass.
+    """
+    size = min(batch_size, max(1, math.ceil(len(rows) * epochs)))
+    rng = np.random.default_rng(seed)
+    ready = rows[:0]
+    for _ in range(steps_of(len(rows), batch_size, epochs)):
+        while len(ready) < size:
+            ready = np.concatenate([ready, rng.permutation(rows)])
+        yield ready[:size]
+        ready = ready[size:]

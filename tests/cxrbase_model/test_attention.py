@@ -1,0 +1,46 @@
+"""Cross-attention against a version that loops over pictures, heads and queries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cxrbase_model.attention import AttentivePool, CrossAttention, CrossBlock
+
+
+def slow_attention(layer: CrossAttention, queries: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    width = queries.shape[2]
+    each = width // layer.heads
+    out = torch.zeros_like(queries)
+    for picture in range(len(queries)):
+        q = layer.q(queries[picture])
+        k, v = layer.kv(features[picture])[:, :width], layer.kv(features[picture])[:, width:]
+        for head in range(layer.heads):
+            part = slice(head * each, (head + 1) * each)
+            for query in range(queries.shape[1]):
+                shares = torch.softmax(k[:, part] @ q[query, part] / each**0.5, dim=0)
+                out[picture, query, part] = shares @ v[:, part]
+    return layer.proj(out)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_cross_attention_equals_the_slow_version(fused: bool) -> None:
+    layer = CrossAttention(16, 4)
+    layer.fused_attn = fused
+    queries, features = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            layer(queries, features), slow_attention(layer, queries, features), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_a_query_of_a_cross_block_does_not_depend_on_the_others() -> None:
+    block = CrossBlock(16, 4)
+    queries, features = torch.randn(2, 6, 16), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(block(queries, features)[:, :2], block(queries[:, :2], features))
+
+
+def test_pooling_gives_one_vector_a_finding_whatever_the_number_of_patches() -> None:
+    pool = AttentivePool(16, 4, findings=3)
+    assert pool(torch.randn(2, 7, 16)).shape == pool(torch.randn(2, 9, 16)).shape == (2, 3, 16)

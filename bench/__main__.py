@@ -11,8 +11,15 @@ from bench.cache import cache
 from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
+from bench.rules import rules
 
-PARTS: dict[str, Callable[[], dict[str, float]]] = {"cache": cache, "engine": engine, "fold": fold, "ingest": ingest}
+PARTS: dict[str, Callable[[], dict[str, float]]] = {
+    "cache": cache,
+    "engine": engine,
+    "fold": fold,
+    "ingest": ingest,
+    "rules": rules,
+}
 
 
 def main() -> int:

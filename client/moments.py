@@ -1,84 +1,31 @@
-"""AdamW's moments between the rounds of a stage: they stay in the hospital, in files that only its user may read.
-
-Each round's moments are a file of their own, so that a round that is repeated starts from those that it started from before.
-Beside them lies the local checkpoint of a round that was interrupted.
-"""
+"""AdamW's moments between the rounds of a stage, and beside them the local checkpoint of a round that was interrupted."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import shutil
 from pathlib import Path
 
+from client.kept import Kept, forget_kept
 from cxrbase_model.checkpoint import LocalCheckpoint
-from cxrbase_model.codec import CodecError, pack, unpack
-from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.messages import Task
-from cxrbase_model.state import State
 
 FOLDER = "optimizer"
 
 _INTERRUPTED = "interrupted.safetensors"  # one for all stages: it knows which training it belongs to
-_ROUNDS_KEPT = 2  # the last one, and the one before it in case the last is repeated
-_STAGES_KEPT = 4  # of runs that were interrupted by others
 
 
-class Moments:
+class Moments(Kept):
     """The moments of the stage that a task belongs to, below the hospital's private folder."""
 
     def __init__(self, private: Path, task: Task) -> None:
-        key = hashlib.sha256(f"{task.run}\n{task.plan_digest}\n{task.stage}".encode()).hexdigest()[:16]
-        self._top, self._round = private / FOLDER, task.stage_round
-        self._folder = self._top / key
-        self.interrupted = LocalCheckpoint(self._top / _INTERRUPTED)
-
-    def before(self) -> State | None:
-        """The moments of the last round before this one; None in the first round of a stage, or where there are none."""
-        if self._round == 1:
-            shutil.rmtree(self._folder, ignore_errors=True)  # what an earlier run of the same plan left
-        earlier = [number for number in self._rounds() if number < self._round]
-        if not earlier:
-            return None
-        try:
-            return unpack(self._file(max(earlier)).read_bytes())
-        except (OSError, CodecError):  # a disk that loses files costs the moments, not the round
-            return None
-
-    def keep(self, moments: State) -> None:
-        """Write this round's moments, if any, and remove those that no round can ask for again; OSError on a full disk."""
-        if not moments:
-            return
-        private_folder(self._top)
-        private_folder(self._folder)
-        write_private(self._file(self._round), pack(moments))
-        for number in self._rounds():
-            if number > self._round or number <= self._round - _ROUNDS_KEPT:
-                self._file(number).unlink(missing_ok=True)
-        stages = sorted((each for each in self._top.iterdir() if each.is_dir()), key=_age)
-        for stage in stages[_STAGES_KEPT:]:
-            shutil.rmtree(stage, ignore_errors=True)
+        super().__init__(private / FOLDER, task)
+        self.interrupted = LocalCheckpoint(private / FOLDER / _INTERRUPTED)
 
     def drop(self) -> None:
         """Remove the moments of the stage, and the checkpoint of a round that was interrupted."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        super().drop()
         self.interrupted.remove()
-
-    def _file(self, number: int) -> Path:
-        return self._folder / f"{number:06}.safetensors"
-
-    def _rounds(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._folder.glob("*.safetensors") if path.stem.isdecimal())
 
 
 def forget_moments(private: Path) -> None:
-    """Remove all moments and local checkpoints: they were computed from pictures that may have to be forgotten."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(private / FOLDER)
-
-
-def _age(folder: Path) -> float:
-    try:
-        return -folder.stat().st_mtime
-    except FileNotFoundError:  # another run has just removed it
-        return 0.0
+    """Remove all moments and local checkpoints."""
+    forget_kept(private / FOLDER)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from client.approval import Approvals
 from client.site import Site
-from cxrbase_model.codec import CodecError, unpack
+from cxrbase_model.codec import CodecError, decode
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, plan_from_text
 from cxrbase_model.settings import SettingsError
@@ -46,8 +46,11 @@ def check_plan(task: Task) -> Plan:
     return plan
 
 
-def check_task(task: Task) -> Work:
-    """Everything that can be checked about a training or evaluation task without touching the cache."""
+def check_task(task: Task, parameters: int) -> Work:
+    """Everything that can be checked about a training or evaluation task without touching the cache.
+
+    parameters: the largest model that the hospital unpacks.
+    """
     plan = check_plan(task)
     try:
         stage, model_stage = plan.stage(task.stage), plan.stage(task.model)
@@ -58,7 +61,7 @@ def check_task(task: Task) -> Work:
     if not isinstance(stage, EvaluateStage) and not 1 <= task.stage_round <= stage.rounds:
         raise Refused(Code.TASK_UNKNOWN)
     try:
-        state = unpack(task.state)
+        state = decode(task.state, plan.transport.down(stage.kind), parameters)
     except CodecError:
         raise Refused(Code.STATE_INVALID) from None
     if digest(state) != task.state_digest:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from client.app import perform
+from client.feedback import Residual
 from client.moments import Moments
+from client.own import Own
 from client.policy import Refused, objection
 from client.site import Site
 from cxrbase_model.classifier import build_classifier
-from cxrbase_model.codec import pack
+from cxrbase_model.codec import sent
 from cxrbase_model.features import build_objective
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage, Stage, plan_to_text
@@ -55,7 +57,8 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
         except Refused as refused:
             code = refused.code
         finally:
-            Moments(site.private, task).drop()
+            for kept in (Moments(site.private, task), Residual(site.private, task), Own(site.private, task)):
+                kept.drop()
         yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
 
 
@@ -72,6 +75,7 @@ def _task(plan: Plan, stage: Stage) -> Task | None:
         else:
             return None
         state = state_of(build_classifier(plan, model_stage))
+    packed, state = sent(state, plan.transport.down(stage.kind))
     return Task(
         stage.kind,
         _RUN,
@@ -82,7 +86,7 @@ def _task(plan: Plan, stage: Stage) -> Task | None:
         plan_to_text(plan),
         plan.digest,
         digest(state),
-        pack(state),
+        packed,
     )
 
 

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from client.archive.reasons import Reason
 from client.dataset import Cache
-from cxrbase_model.codec import pack
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.metrics import cells
 from cxrbase_model.plan import DataSpec
-from cxrbase_model.state import State
 
 METRICS = frozenset({"validation_loss", "validation_auroc"})  # the only metrics that have a name outside
 KINDS = ("pretrain", "finetune", "evaluate")
@@ -63,17 +61,17 @@ def describe_cache(cache: Cache, minimum_cell: int) -> dict[str, Any]:
 
 
 def trained(
-    site: str, task: Task, update: State, *, examples: int, steps: int, loss: float, seconds: float,
+    site: str, task: Task, packed: bytes, *, examples: int, steps: int, loss: float, seconds: float,
     metrics: Mapping[str, float],
 ) -> Reply:  # fmt: skip
-    """An update with the few numbers that may accompany it; ValueError for a metric that has no name outside."""
+    """An update, packed as the plan says, with the few numbers that may accompany it; ValueError for a metric that has no name outside."""
     unknown = set(metrics) - METRICS
     if unknown:
         raise ValueError(f"{len(unknown)} metrics are not among those that may leave: {', '.join(sorted(METRICS))}")
     return Reply(
         site=site, kind=task.kind, round=task.round, stage=task.stage, plan_digest=task.plan_digest,
         examples=examples, steps=steps, loss=_rounded(loss), seconds=round(seconds, 2),
-        metrics={name: _rounded(value) for name, value in metrics.items() if math.isfinite(value)}, update=pack(update),
+        metrics={name: _rounded(value) for name, value in metrics.items() if math.isfinite(value)}, update=packed,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dataset import Cache, batches
+from client.feedback import Residual
 from client.moments import Moments
+from client.own import OwnTensors
 from client.policy import Refused, Work, check_plan, check_size, check_task
 from client.release import description, evaluated, trained
 from client.site import Site
@@ -25,6 +28,7 @@ from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.metrics import auroc, evaluate_scores
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, PretrainStage
 from cxrbase_model.predict import predict, pretrain_loss
+from cxrbase_model.proximal import proximal
 from cxrbase_model.rows import labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import load_state, state_of, subtract
@@ -70,11 +74,11 @@ def evaluate(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
 
 
 def _open(task: Task, site: Site, cache: Cache) -> Work:
-    work = check_task(task)
+    work = check_task(task, site.policy.parameters)
     check_size(work, site)
     if cache.spec != work.plan.data:
         raise Refused(Code.CACHE_MISMATCH)
-    return work
+    return replace(work, state=OwnTensors(site.private, task, work).overlay())
 
 
 def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
@@ -88,9 +92,10 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     stream = (images for images, _ in batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs))
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    result = pretrain(
-        model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
-    )
+    with proximal(model, work.plan.aggregation.proximal):
+        result = pretrain(
+            model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+        )
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_loss": held_out})
 
@@ -108,9 +113,10 @@ def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: C
     weights = positive_weights(cache.labels[rows], stage.positive_weight)
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    result = finetune(
-        model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
-    )
+    with proximal(model, work.plan.aggregation.proximal):
+        result = finetune(
+            model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+        )
     memory.keep(result.moments)
     return _reply(task, site, work, model, result, {"validation_auroc": held_out})
 
@@ -131,9 +137,11 @@ def _reply(
     task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, result: LocalResult,
     metrics: dict[str, float],
 ) -> Reply:  # fmt: skip
-    update = subtract(state_of(model), work.state)
+    after = state_of(model)
+    update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
+    packed = Residual(site.private, task).encode(update, work.plan.transport.up)
     return trained(
-        site.site, task, update, examples=result.examples, steps=result.steps, loss=result.loss,
+        site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,
         seconds=result.seconds, metrics=metrics,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from cxrbase_model.features import FeaturePredictor, build_objective
 from cxrbase_model.foreign import WeightsError
 from cxrbase_model.lora import merged
 from cxrbase_model.mae import MaskedAutoencoder
-from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage
+from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage
 from cxrbase_model.state import State, load_state, mismatch, state_of, with_prefix
 from cxrbase_model.weights import read_file, read_timm
 
@@ -50,14 +50,12 @@ def initial_state(plan: Plan, stage: PretrainStage | FinetuneStage, finished: Ca
 
 
 def _source(plan: Plan, stage: PretrainStage | FinetuneStage, finished: Callable[[str], State]) -> State | None:
+    earlier = plan.source(stage)
+    if earlier is not None:
+        return finished(earlier)
     kind, _, name = stage.init.partition(":")
     if kind == "random":
         return None
-    if kind == "stage":
-        return finished(name)
-    if kind == "previous":
-        earlier = [each.name for each in plan.stages[: plan.stages.index(stage)] if not isinstance(each, EvaluateStage)]
-        return finished(earlier[-1])
     try:
         if kind == "timm":
             return read_timm(name, plan.model, plan.data.image_size)

@@ -44,7 +44,9 @@ class Code(StrEnum):
     ROUND = "ROUND"
     DUPLICATE = "DUPLICATE"
     NORM = "NORM"
+    OUTLIER = "OUTLIER"
     EXAMPLES = "EXAMPLES"
+    CLAIM = "CLAIM"
     MALFORMED = "MALFORMED"
     NO_REPLY = "NO_REPLY"
 
@@ -74,7 +76,9 @@ MEANING: dict[Code, str] = {
     Code.ROUND: "the reply belongs to another round",
     Code.DUPLICATE: "the hospital has replied in this round already",
     Code.NORM: "the update's norm is above the plan's bound",
+    Code.OUTLIER: "the update's norm is far above those that earlier rounds admitted",
     Code.EXAMPLES: "the reply claims no examples, or an absurd number of them",
+    Code.CLAIM: "the reply claims more examples than the pictures that the hospital described allow",
     Code.MALFORMED: "the reply is not one that this protocol knows",
     Code.NO_REPLY: "no reply came before the deadline, or the hospital's process died",
 }

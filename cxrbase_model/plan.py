@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
 from cxrbase_model.stages import (
     Augmentation,
@@ -21,6 +22,7 @@ from cxrbase_model.stages import (
     Stage,
     Teacher,
 )
+from cxrbase_model.transport import Transport
 
 __all__ = [
     "Augmentation",
@@ -128,6 +130,13 @@ class Federation:
     max_update_norm: float | None = knob(
         None, low=0.0, why="largest admitted Euclidean norm of an update; none means that any finite one is admitted"
     )
+    outlier: float | None = knob(
+        None, low=1.0, why="largest admitted norm, as a multiple of the median of the stage's last rounds; none for any"
+    )
+    claimed_examples: float | None = knob(
+        2.0, low=1.0,
+        why="most examples that a reply may claim, as a multiple of what the described pictures allow; none for any",
+    )  # fmt: skip
     keep_checkpoints: int = knob(3, low=1, high=10_000, why="committed rounds whose weights stay on disk")
 
 
@@ -143,10 +152,13 @@ class Plan:
     precision: str = knob("float32", choices=("float32", "bf16"), why="arithmetic of the local training (autocast)")
     model: ModelSpec = knob(factory=ModelSpec, why="the network")
     federation: Federation = knob(factory=Federation, why="the round")
+    transport: Transport = knob(factory=Transport, why="bytes against exactness on the wire")
+    aggregation: Aggregation = knob(factory=Aggregation, why="how updates become one step of the model")
 
     def __post_init__(self) -> None:
         self._check_model()
         self._check_stages()
+        self.aggregation.check_quorum(self.federation.quorum)
 
     @property
     def digest(self) -> str:
@@ -159,6 +171,13 @@ class Plan:
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+    def source(self, stage: PretrainStage | FinetuneStage) -> str | None:
+        """The stage whose final weights a stage starts from; None where it starts from elsewhere."""
+        if stage.init.startswith("stage:"):
+            return stage.init.removeprefix("stage:")
+        earlier = [each.name for each in self.stages[: self.stages.index(stage)] if not isinstance(each, EvaluateStage)]
+        return earlier[-1] if stage.init == "previous" else None
 
     def _check_model(self) -> None:
         if self.data.image_size % self.model.patch_size:

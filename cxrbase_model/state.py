@@ -84,6 +84,11 @@ def norm(state: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))
 
 
+def size(state: Mapping[str, Tensor]) -> int:
+    """How many numbers a state holds."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
 def byte_size(state: Mapping[str, Tensor]) -> int:
     """Bytes of a state in its own precision."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

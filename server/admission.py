@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cxrbase_model.codec import CodecError, unpack
+from cxrbase_model.codec import CodecError, decode
 from cxrbase_model.messages import Code, Reply, Task
-from cxrbase_model.state import State, is_finite, mismatch, norm
+from cxrbase_model.plan import EvaluateStage, Stage
+from cxrbase_model.state import State, is_finite, mismatch, norm, size
+from cxrbase_model.transport import EXACT, Packing
 
 MOST_EXAMPLES = 10_000_000  # no hospital shows a model more pictures in a round; a weight beyond it is a lie or a bug
 
@@ -44,12 +48,48 @@ def check_reply(reply: Reply, task: Task, answered: Set[str]) -> None:
         raise Rejected(reply.code)
 
 
-def admit_update(reply: Reply, reference: Mapping[str, Tensor], max_norm: float | None) -> Admitted:
-    """The update of a reply; Rejected where it does not fit the reference, is not finite or too large."""
+def claimable(description: Mapping[str, Any], stage: Stage, slack: float | None) -> int:
+    """The most examples that a hospital can have trained on in a round of a stage, by what it described in round 0.
+
+    `slack` is the plan's federation.claimed_examples. A count in a bucket is taken at its largest; 0 where none was described.
+    """
+    if slack is None or isinstance(stage, EvaluateStage):
+        return MOST_EXAMPLES
+    told = description.get("pictures")
+    pictures = _largest(told.get("train") if isinstance(told, Mapping) else None)
+    most = math.ceil(slack * pictures * stage.local_epochs) + stage.batch_size  # the last batch is filled up
+    return min(most, MOST_EXAMPLES) if pictures else 0
+
+
+def _largest(count: object) -> int:
+    """The largest number that a bucketed count stands for; 0 for what is none."""
+    if isinstance(count, str) and count.startswith(">="):
+        return MOST_EXAMPLES
+    if isinstance(count, str):
+        count = int(count[1:10]) - 1 if count.startswith("<") and count[1:10].isdecimal() else 0
+    return min(max(count, 0), MOST_EXAMPLES) if isinstance(count, int) else 0
+
+
+def admit_update(
+    reply: Reply,
+    reference: Mapping[str, Tensor],
+    max_norm: float | None,
+    packing: Packing = EXACT,
+    *,
+    outlying: float | None = None,
+    most_examples: int = MOST_EXAMPLES,
+) -> Admitted:
+    """The update of a reply; Rejected where it does not fit the reference, is not finite or too large.
+
+    packing: as the plan has updates packed. outlying: the norm above which one is too unlike those of the rounds before.
+    most_examples: what the hospital can have trained on.
+    """
     if not 0 < reply.examples <= MOST_EXAMPLES:
         raise Rejected(Code.EXAMPLES)
+    if reply.examples > most_examples:
+        raise Rejected(Code.CLAIM)
     try:
-        update = unpack(reply.update)
+        update = decode(reply.update, packing, size(reference))
     except CodecError:
         raise Rejected(Code.MALFORMED) from None
     problem = mismatch(update, reference)
@@ -59,7 +99,9 @@ def admit_update(reply: Reply, reference: Mapping[str, Tensor], max_norm: float 
         raise Rejected(Code.SHAPES)
     if not is_finite(update):
         raise Rejected(Code.NOT_FINITE)
-    size = norm(update)
-    if max_norm is not None and size > max_norm:
+    length = norm(update)
+    if max_norm is not None and length > max_norm:
         raise Rejected(Code.NORM)
-    return Admitted(update, reply.examples, size)
+    if outlying is not None and length > outlying:
+        raise Rejected(Code.OUTLIER)
+    return Admitted(update, reply.examples, length)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
 from cxrbase_model.messages import MEANING, Code, Reply
 from server.store import SCHEMA
 
 Record = dict[str, Any]
+
+_NORM_ROUNDS = 5  # norms fall with the learning rate, so that older rounds say little
 
 
 def entry(site: str, status: str, code: Code | None, reply: Reply | None = None, **more: Any) -> Record:
@@ -54,6 +57,14 @@ def record(
         "rejected": [{"site": e["site"], "code": e["code"]} for e in entries if e["status"] != "admitted"],
         "hospitals": sorted(entries, key=lambda line: str(line["site"])),
     }
+
+
+def usual_norm(records: Iterable[Record], stage: str) -> float | None:
+    """The median norm of the updates that a stage's last rounds admitted; None before its first."""
+    rounds = [found for found in records if found["stage"] == stage][-_NORM_ROUNDS:]
+    sizes = [line["update_norm"] for found in rounds for line in found["hospitals"] if line["status"] == "admitted"]
+    known = [size for size in sizes if size is not None]
+    return median(known) if known else None
 
 
 def told(entries: Iterable[Record]) -> str:

@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Message
 
-from cxrbase_model.codec import pack
-from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
+from cxrbase_model.codec import sent
+from cxrbase_model.messages import Code, Task, WireError, reply_from_message
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
-from cxrbase_model.state import State, add, digest
-from server.admission import Rejected, admit_update, check_reply
-from server.aggregate import WeightedMean
+from cxrbase_model.state import State, digest
+from server.admission import Rejected, check_reply
 from server.cohort import choose
 from server.exchange import Exchange, Node, Stopped
-from server.initial import initial_state
+from server.intake import Intake
 from server.live import Live
-from server.records import Record, entry, record, told
+from server.records import Record, entry, record, told, usual_norm
 from server.roster import Roster
+from server.rules.gathering import Gathering, gathering
 from server.store import RunStore
+from server.weights import GlobalModel
 
 Observer = Callable[[Record], None]
 
@@ -63,7 +64,7 @@ class RoundLoop:
         self._asked_refused = time.monotonic()
         self._observers = list(observers)
         self._roster = Roster()
-        self._state: tuple[int, State] | None = None  # the newest weights, so that they are not read back each round
+        self._model = GlobalModel(store)
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
@@ -193,84 +194,50 @@ class RoundLoop:
     def _attempt(self, item: Round, attempt: int) -> bool:
         """One attempt at a round; whether it reached the quorum and was committed."""
         started = time.monotonic()
-        state = self._state_before(item)
+        before = self._model.before(item)
         federation = self._plan.federation
         able = self._roster.able(item.stage.kind, self._exchange.nodes())
         cohort = choose(able, federation.fraction, federation.quorum, self._plan.seed, item.number)
+        packed, state = sent(before, self._plan.transport.down(item.stage.kind))
         task = Task(
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
-            self._text, self._plan.digest, digest(state), pack(state),
+            self._text, self._plan.digest, digest(state), packed,
         )  # fmt: skip
-        mean = WeightedMean(state)
-        entries: dict[str, Record] = {}
+        usual = usual_norm(self._store.records(), item.stage.name)
+        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
+            intake = Intake(self._plan, task, state, gathered, usual)
+            self._ask(cohort, task, intake)
+            self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
+            if intake.admitted < federation.quorum:
+                return False
+            self._finish(item, attempt, started, before, gathered)
+        return True
+
+    def _ask(self, cohort: list[str], task: Task, intake: Intake) -> None:
+        """Send the task to the cohort and take in what comes back."""
+        federation = self._plan.federation
         names = {self._roster.sites[name]: name for name in cohort}
         asked = self._exchange.ask(
             dict.fromkeys(names, task), federation.deadline, federation.absence,
-            enough=lambda: _admitted(entries) >= federation.quorum,
+            enough=lambda: intake.admitted >= federation.quorum,
         )  # fmt: skip
         for node, message in asked:
-            entries[names[node]] = self._take(names[node], message, task, state, mean, entries.keys())
-        for name in cohort:
-            entries.setdefault(name, entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(task.state)})
-        self._last_entries = [entries[name] for name in sorted(entries)]
-        if _admitted(entries) < federation.quorum:
-            return False
-        self._finish(item, attempt, started, state, mean)
-        return True
+            intake.take(names[node], message, self._roster.entries[names[node]])
+        intake.note_silent(cohort)
 
-    def _take(
-        self, name: str, message: Message, task: Task, state: State, mean: WeightedMean, answered: Iterable[str]
-    ) -> Record:
-        """Fold one reply into the mean, or say why not; returns the hospital's line in the record."""
-        reply: Reply | None = None
-        try:
-            reply = reply_from_message(message)
-            if reply.code is None and reply.site != name:
-                raise Rejected(Code.IDENTITY)
-            check_reply(reply, task, set(answered))
-            size = None
-            if task.kind != "evaluate":
-                admitted = admit_update(reply, state, self._plan.federation.max_update_norm)
-                weight = admitted.examples if self._plan.federation.weighting == "examples" else 1
-                if not mean.fits(admitted.update, weight):
-                    raise Rejected(Code.NORM)
-                mean.fold(admitted.update, weight)
-                size = float(f"{admitted.norm:.6g}")
-            line = entry(name, "admitted", None, reply, update_norm=size)
-            if reply.evaluation is not None:
-                line["evaluations"] = {task.model: reply.evaluation}
-        except (WireError, Rejected) as error:
-            refused = reply is not None and reply.code is not None
-            line = entry(name, "refused" if refused else "rejected", error.code, reply)
-        return line | {"bytes_sent": len(task.state)}
-
-    def _finish(self, item: Round, attempt: int, started: float, state: State, mean: WeightedMean) -> None:
-        after = None
+    def _finish(self, item: Round, attempt: int, started: float, state: State, gathered: Gathering) -> None:
+        after, memory = None, None
         if not isinstance(item.stage, EvaluateStage):
-            after = add(state, mean.result())
-            self._state = (item.number, after)
+            after, memory = self._model.advance(item, state, gathered.result())
         done = record(
             item.number, item.stage.name, item.stage.kind, item.stage_round, item.stage_rounds, attempt, started,
             self._last_entries,
         )  # fmt: skip
         done["model"] = item.model_of
         done["state_digest"] = digest(after if after is not None else state)
-        self._commit(done, after, ends_stage=after is not None and item.stage_round == item.stage_rounds)
+        self._commit(done, after, memory, ends_stage=after is not None and item.stage_round == item.stage_rounds)
 
-    def _state_before(self, item: Round) -> State:
-        if isinstance(item.stage, EvaluateStage):
-            return self._store.stage_state(item.model_of)
-        if item.stage_round == 1:
-            return initial_state(self._plan, item.stage, self._store)
-        if self._state is not None and self._state[0] == item.number - 1:
-            return self._state[1]
-        return self._store.state(item.number - 1)
-
-    def _commit(self, done: Record, state: State | None, *, ends_stage: bool) -> None:
-        self._store.commit(done, state, ends_stage=ends_stage)
+    def _commit(self, done: Record, state: State | None, memory: State | None = None, *, ends_stage: bool) -> None:
+        self._store.commit(done, state, ends_stage=ends_stage, memory=memory)
         for observer in self._observers:
             observer(done)
-
-
-def _admitted(entries: Mapping[str, Record]) -> int:
-    return sum(line["status"] == "admitted" for line in entries.values())

@@ -3,8 +3,9 @@
 plan.yaml                       the resolved plan
 run.json                        name, plan digest, seed, versions, sessions
 rounds.jsonl                    one record a committed round
-checkpoints/round-00007/        record.json, and state.safetensors where the round trained
+checkpoints/round-00007/        record.json; where the round trained, state.safetensors, and step.safetensors if the server's step remembers
 stages/NAME.safetensors         the final weights of each finished stage
+spool/                          updates of the round in flight, where the rule needs all of them at once
 tensorboard/, report.json, report.html, export/, examples.npy (pictures of the report)
 """
 
@@ -109,8 +110,15 @@ class RunStore:
         records = self.records()
         return records[-1]["round"] + 1 if records else 0
 
-    def commit(self, record: Mapping[str, Any], state: Mapping[str, Tensor] | None, *, ends_stage: bool) -> None:
-        """Make one round permanent: record and weights appear together or not at all."""
+    def commit(
+        self,
+        record: Mapping[str, Any],
+        state: Mapping[str, Tensor] | None,
+        *,
+        ends_stage: bool,
+        memory: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Make one round permanent: record, weights and the memory of the server's step appear together or not at all."""
         final = self._checkpoint(record["round"])
         draft = final.with_name(f".{final.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
@@ -118,6 +126,8 @@ class RunStore:
         _write_synced(draft / "record.json", _line({**record, "ends_stage": ends_stage}))
         if state is not None:
             _write_synced(draft / "state.safetensors", pack(state))
+        if memory:
+            _write_synced(draft / "step.safetensors", pack(memory))
         sync_folder(draft)
         draft.rename(final)
         sync_folder(final.parent)
@@ -127,6 +137,10 @@ class RunStore:
     def state(self, round_number: int) -> State:
         """The weights that a round left; StoreError where its checkpoint is gone or unreadable."""
         return _read_state(self._checkpoint(round_number) / "state.safetensors")
+
+    def memory(self, round_number: int) -> State:
+        """What the server's step remembered after a round; StoreError where that is gone or unreadable."""
+        return _read_state(self._checkpoint(round_number) / "step.safetensors")
 
     def stage_state(self, stage: str) -> State:
         """The final weights of a finished stage."""

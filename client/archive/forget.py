@@ -11,8 +11,10 @@ from client.archive.finish import finish, recorded_spec
 from client.archive.identity import load_secret
 from client.archive.ingest import IngestStopped
 from client.archive.manifest import Manifest
+from client.feedback import forget_residuals
 from client.moments import forget_moments
 from client.outbox import forget_outbox
+from client.own import forget_own
 from client.site import Site
 from cxrbase_model.files import locked
 
@@ -47,6 +49,8 @@ def forget(site: Site, patient: str) -> Forgotten:
                 manifest.remove(entry.name for entry in entries)
             (site.private / "ingest.html").unlink(missing_ok=True)  # may show the patient
             forget_moments(site.private)
+            forget_residuals(site.private)
+            forget_own(site.private)
             forget_outbox(site.private)
             if spec := recorded_spec(manifest):
                 finish(site, spec, manifest, secret)

@@ -17,7 +17,7 @@ from client.site import Site
 from client.work import _progress, describe, evaluate, train
 from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import build_classifier
-from cxrbase_model.codec import unpack
+from cxrbase_model.codec import decode, sent, unpack
 from cxrbase_model.engine import Runtime
 from cxrbase_model.features import build_objective
 from cxrbase_model.mae import build_autoencoder
@@ -28,7 +28,8 @@ from cxrbase_model.predict import predict, pretrain_loss
 from cxrbase_model.rows import labelled, labelled_share
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import read, to_mapping
-from cxrbase_model.state import State, add, load_state, moving_names, norm, state_of
+from cxrbase_model.state import State, add, load_state, moving_names, norm, size, state_of, subtract
+from cxrbase_model.transport import Transport
 
 CPU = Runtime(torch.device("cpu"))
 
@@ -62,6 +63,29 @@ def test_the_same_task_on_the_same_cache_gives_the_same_update(
     assert replies[0].update == replies[1].update
     assert norm(unpack(replies[0].update)) > 0
     assert train(task_for("detect", 2), site, cache, CPU).update != replies[0].update
+
+
+def test_a_proximal_term_keeps_the_local_weights_closer_to_the_global_ones(
+    site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task]
+) -> None:
+    def length(pull: float) -> float:
+        pulled = replace(plan, aggregation=replace(plan.aggregation, proximal=pull))
+        return norm(unpack(train(task_for("mae", plan=pulled), site, cache, CPU).update))
+
+    assert length(100.0) < 0.8 * length(0.0)
+
+
+def test_coarse_weights_are_trained_from_as_they_arrive_and_the_update_is_packed_as_the_plan_says(
+    site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task], state_for: Callable[[str], State]
+) -> None:
+    transport = Transport(broadcast="bf16", update="int8", compress="zstd")
+    packed, state = sent(state_for("mae"), transport.down("pretrain"))
+    task = replace(task_for("mae", state=state, plan=replace(plan, transport=transport)), state=packed)
+    exact = unpack(train(task_for("mae", state=state), site, cache, CPU).update)
+    reply = train(task, site, cache, CPU)
+    update = decode(reply.update, transport.up, size(state))
+    assert norm(subtract(update, exact)) < 0.02 * norm(exact)
+    assert len(reply.update) < 0.3 * 4 * size(state)
 
 
 def test_a_round_covers_its_own_part_of_the_schedule(plan: Plan, task_for: Callable[..., Task]) -> None:

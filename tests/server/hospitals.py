@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from flwr.app import Message
 
-from cxrbase_model.codec import pack, unpack
+from cxrbase_model.codec import decode, encode
 from cxrbase_model.messages import Reply, Task, reply_to_message, task_from_message
-from cxrbase_model.plan import Plan
+from cxrbase_model.plan import Plan, plan_from_text
 from cxrbase_model.settings import read
 from cxrbase_model.state import digest
 from sim.grid import Node
@@ -56,14 +56,18 @@ def hospital(name: str, shift: float, examples: int, change: Change = lambda tas
         reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest)
         if task.kind == "describe":
             return reply_to_message(
-                replace(reply, description={"kinds": ["pretrain", "finetune", "evaluate"]}), message
+                replace(
+                    reply, description={"kinds": ["pretrain", "finetune", "evaluate"], "pictures": {"train": examples}}
+                ),
+                message,
             )
-        state = unpack(task.state)
+        transport = plan_from_text(task.plan_text).transport
+        state = decode(task.state, transport.down(task.kind), 10**6)
         assert digest(state) == task.state_digest
         if task.kind == "evaluate":
             reply = replace(reply, examples=examples, evaluation={"mean_auroc": None})
         else:
-            update = pack({key: torch.full_like(tensor, shift) for key, tensor in state.items()})
+            update = encode({key: torch.full_like(tensor, shift) for key, tensor in state.items()}, transport.up)
             reply = replace(reply, examples=examples, steps=1, loss=shift, update=update)
         changed = change(task, reply)
         return reply_to_message(changed, message) if changed is not None else None

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from cxrbase_model.codec import pack
+from cxrbase_model.codec import encode, pack
 from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.plan import PretrainStage
 from cxrbase_model.state import State
-from server.admission import MOST_EXAMPLES, Rejected, admit_update, check_reply
+from cxrbase_model.transport import Packing
+from server.admission import MOST_EXAMPLES, Rejected, admit_update, check_reply, claimable
 
 TASK = Task("pretrain", "run", 3, "mae", 3, "mae", "{}", "d" * 64, "e" * 64)
 REFERENCE: State = {"encoder.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
@@ -27,9 +29,9 @@ def checked(**changes: Any) -> Code | None:
     return None
 
 
-def admitted(max_norm: float | None = None, **changes: Any) -> Code | None:
+def admitted(max_norm: float | None = None, limits: dict[str, Any] | None = None, **changes: Any) -> Code | None:
     try:
-        admit_update(replace(REPLY, **changes), REFERENCE, max_norm)
+        admit_update(replace(REPLY, **changes), REFERENCE, max_norm, **(limits or {}))
     except Rejected as rejected:
         return rejected.code
     return None
@@ -84,6 +86,50 @@ def broken(**tensors: torch.Tensor) -> bytes:
 )
 def test_an_update_that_does_not_fit_is_rejected(changes: dict[str, Any], code: Code) -> None:
     assert admitted(**changes) == code
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ({"outlying": 1.8}, Code.OUTLIER),
+        ({"outlying": 1.9}, None),
+        ({"most_examples": 9}, Code.CLAIM),
+        ({"most_examples": 10}, None),
+    ],
+)
+def test_an_update_is_held_against_earlier_ones_and_against_what_its_hospital_described(
+    limits: dict[str, Any], code: Code | None
+) -> None:
+    assert admitted(limits=limits) == code
+
+
+def test_an_update_of_another_packing_than_the_plans_is_malformed() -> None:
+    with pytest.raises(Rejected, match="MALFORMED"):
+        admit_update(REPLY, REFERENCE, None, Packing("int8"))
+    packed = replace(REPLY, update=encode(UPDATE, Packing("int8", "zstd")))
+    update = admit_update(packed, REFERENCE, None, Packing("int8", "zstd")).update
+    torch.testing.assert_close(update["encoder.weight"], UPDATE["encoder.weight"])
+
+
+@pytest.mark.parametrize(
+    ("described", "most"),
+    [
+        ({"pictures": {"train": 100}}, 2 * 3 * 100 + 8),
+        ({"pictures": {"train": "<5"}}, 2 * 3 * 4 + 8),
+        ({"pictures": {"train": ">=5"}}, MOST_EXAMPLES),
+        ({"pictures": {"train": 0}}, 0),
+        ({"pictures": {"train": -7}}, 0),
+        ({"pictures": {"train": "<0"}}, 0),
+        ({"pictures": {"train": "many"}}, 0),
+        ({"pictures": {"train": 1.5}}, 0),
+        ({"pictures": 3}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_claim_is_bounded_by_the_described_pictures_at_their_most(described: dict[str, Any], most: int) -> None:
+    stage = PretrainStage(local_epochs=3.0, batch_size=8)
+    assert claimable(described, stage, slack=2.0) == most
+    assert claimable(described, stage, slack=None) == MOST_EXAMPLES
 
 
 def test_an_update_above_the_bound_is_rejected_and_without_a_bound_admitted() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from client.archive import finish as finish_module
 from client.archive.audit import audit
@@ -17,7 +18,11 @@ from client.archive.ingest import ingest
 from client.archive.reasons import Reason
 from client.archive.sources import SourceLost
 from client.dataset import Cache
+from client.feedback import Residual
+from client.moments import Moments
+from client.own import Own
 from client.site import LabelSettings, Site
+from cxrbase_model.messages import Task
 from cxrbase_model.plan import DataSpec
 
 ROOT = "1.2.826.0.1.3680043.10.999"
@@ -102,6 +107,15 @@ class TestForget:
         write_radiograph(spooled, 4)
         assert forget(site, "PAT-000002").spooled == 1
         assert not spooled.exists()
+
+    def test_what_training_has_kept_goes_too(self, site: Site) -> None:
+        task = Task("pretrain", "run", 1, "mae", 1, "mae", "text", "digest")
+        for kept in (Moments(site.private, task), Residual(site.private, task), Own(site.private, task)):
+            kept.keep({"w": torch.ones(2)})
+        folders = [site.private / name for name in ("optimizer", "residual", "own")]
+        assert all(folder.exists() for folder in folders)
+        forget(site, "PAT-000001")
+        assert not any(folder.exists() for folder in folders)
 
     def test_an_unknown_patient_is_remembered_and_changes_nothing(self, site: Site) -> None:
         before = pictures_of(Cache.open(site.cache_folder))

@@ -1,0 +1,37 @@
+"""What rounding has left out of an update stays in the hospital and is added to its next one (Seide et al. 2014; Karimireddy et al. 2019,
+arXiv 1901.09847), so that a coarse update loses nothing over many rounds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client.kept import Kept, forget_kept
+from cxrbase_model.codec import sent
+from cxrbase_model.messages import Task
+from cxrbase_model.state import State, add, is_finite, subtract
+from cxrbase_model.transport import Packing
+
+FOLDER = "residual"
+
+
+class Residual(Kept):
+    """What earlier rounds of a task's stage have left out, below the hospital's private folder."""
+
+    def __init__(self, private: Path, task: Task) -> None:
+        super().__init__(private / FOLDER, task)
+
+    def encode(self, update: State, packing: Packing) -> bytes:
+        """An update, and what is owed from earlier ones, as a plan has it packed; what that leaves out is kept. OSError on a full disk."""
+        owed = None if packing.is_exact else self.before()
+        total = update if owed is None else add(update, owed)
+        packed, arrives = sent(total, packing)
+        left = {} if packing.is_exact else subtract(total, arrives)
+        if is_finite(left):  # else the server rejects the update, and later ones shall not suffer
+            self.keep(left)
+        return packed
+
+
+def forget_residuals(private: Path) -> None:
+    """Remove all residuals."""
+    forget_kept(private / FOLDER)

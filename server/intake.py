@@ -1,0 +1,69 @@
+"""The replies to one attempt at a round, each admitted and taken in as it comes, or left out with a code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Message
+from torch import Tensor
+
+from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
+from cxrbase_model.plan import Plan
+from server.admission import Rejected, admit_update, check_reply, claimable
+from server.records import Record, entry
+from server.rules.gathering import Gathering
+
+
+class Intake:
+    """The replies of one attempt. `state` are the weights as they were sent, `usual` the median norm of the stage's last rounds."""
+
+    def __init__(
+        self, plan: Plan, task: Task, state: Mapping[str, Tensor], gathered: Gathering, usual: float | None
+    ) -> None:
+        self.entries: dict[str, Record] = {}  # name to the hospital's line in the record
+        self._plan, self._task, self._state, self._gathered = plan, task, state, gathered
+        self._outlying = None
+        if usual is not None and plan.federation.outlier is not None:
+            self._outlying = plan.federation.outlier * usual
+
+    @property
+    def admitted(self) -> int:
+        """How many replies were taken in."""
+        return sum(line["status"] == "admitted" for line in self.entries.values())
+
+    def take(self, name: str, message: Message, joined: Record) -> None:
+        """Take in a hospital's reply, or note why not; `joined` is its line of round 0, with what it described."""
+        reply: Reply | None = None
+        try:
+            reply = reply_from_message(message)
+            if reply.code is None and reply.site != name:
+                raise Rejected(Code.IDENTITY)
+            check_reply(reply, self._task, set(self.entries))
+            norm = None if self._task.kind == "evaluate" else self._fold(name, reply, joined)
+            line = entry(name, "admitted", None, reply, update_norm=norm)
+            if reply.evaluation is not None:
+                line["evaluations"] = {self._task.model: reply.evaluation}
+        except (WireError, Rejected) as error:
+            refused = reply is not None and reply.code is not None
+            line = entry(name, "refused" if refused else "rejected", error.code, reply)
+        self.entries[name] = line | {"bytes_sent": len(self._task.state)}
+
+    def note_silent(self, cohort: Iterable[str]) -> None:
+        """Note those of the cohort that have not answered."""
+        for name in cohort:
+            line = entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(self._task.state)}
+            self.entries.setdefault(name, line)
+
+    def _fold(self, name: str, reply: Reply, joined: Record) -> float:
+        """Admit an update and take it in; returns its norm, Rejected with a code where it is left out."""
+        federation, stage = self._plan.federation, self._plan.stage(self._task.stage)
+        admitted = admit_update(
+            reply, self._state, federation.max_update_norm, self._plan.transport.up,
+            outlying=self._outlying,
+            most_examples=claimable(joined.get("description", {}), stage, federation.claimed_examples),
+        )  # fmt: skip
+        weight = admitted.examples if federation.weighting == "examples" else 1
+        if not self._gathered.fits(admitted.update, weight):
+            raise Rejected(Code.NORM)
+        self._gathered.fold(name, admitted.update, weight)
+        return float(f"{admitted.norm:.6g}")

@@ -1,0 +1,48 @@
+"""A round's updates under the rule that the plan names: one `Gathering` takes them as they come and gives one update at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from cxrbase_model.aggregation import AngleMean, BoundedMean, Mean, Rule
+from cxrbase_model.state import State
+from server.rules.linear import AngleWeighted, Bounded, Plain
+from server.rules.rank import Ranked
+from server.rules.spool import Spool
+
+SPOOL = "spool"  # folder in the run directory
+
+
+class Gathering(Protocol):
+    """The same updates in any order give the same bits."""
+
+    def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
+        """Whether an update can be taken in at all."""
+
+    def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
+        """Take in one hospital's update; `weight` is a positive whole number."""
+
+    def result(self) -> State:
+        """The aggregated update, float32; ValueError where nothing was taken in."""
+
+
+@contextlib.contextmanager
+def gathering(rule: Rule, state: Mapping[str, Tensor], folder: Path, usual_norm: float | None) -> Iterator[Gathering]:
+    """What takes in the updates to `state` of one attempt at a round; what it spools to the run directory `folder` goes at the end.
+
+    usual_norm: the median norm of the stage's last rounds, None in its first one.
+    """
+    if isinstance(rule, Mean):
+        yield Plain(state)
+    elif isinstance(rule, BoundedMean):
+        yield Bounded(state, rule.bound or (rule.factor * usual_norm if usual_norm is not None else None))
+    elif isinstance(rule, AngleMean):
+        yield AngleWeighted(state)
+    else:
+        with Spool(folder / SPOOL, state) as spool:
+            yield Ranked(rule, spool)

@@ -1,0 +1,77 @@
+"""Updates on disk, read a slice of all of them at a time, so that memory depends neither on their number nor on the model's size."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxrbase_model.state import State
+
+Slice = NDArray[np.float32]  # [N, S]: a run of S elements of each of N updates
+
+_SLICE_BYTES = 16 << 20  # of one slice of all updates; the rules hold a few such
+
+
+class Spool:
+    """The updates of one attempt at a round: one file of float32 each, the tensors one after the other in name order.
+
+    A context manager: what a killed attempt left is removed at the start, its own files at the end. Updates are read back in
+    the order of their hospitals' names, in whatever order they came.
+    """
+
+    def __init__(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        self._folder = folder
+        self._shapes = {name: state[name].shape for name in sorted(state)}
+        self._size = sum(math.prod(shape) for shape in self._shapes.values())
+        self._files: dict[str, Path] = {}
+
+    def __enter__(self) -> Spool:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __len__(self) -> int:
+        """The number of updates."""
+        return len(self._files)
+
+    def add(self, site: str, update: Mapping[str, Tensor]) -> None:
+        """Write one hospital's update; OSError on a full disk."""
+        path = self._folder / f"{len(self._files):05d}.f32"
+        with path.open("wb") as file:
+            for name in self._shapes:
+                update[name].contiguous().numpy().tofile(file)
+        self._files[site] = path
+
+    def slices(self) -> Iterator[Slice]:
+        """The elements of all updates from the first to the last, in slices; rows in the order of names."""
+        length = max(1, _SLICE_BYTES // (4 * max(1, len(self._files))))
+        for start in range(0, self._size, length):
+            count = min(length, self._size - start)
+            yield np.stack([self._read(self._files[site], start, count) for site in sorted(self._files)])
+
+    def reduce(self, combine: Callable[[Slice], NDArray[np.floating]]) -> State:
+        """The update whose elements `combine` makes of each slice, [N, S] to [S]; float32, all in one piece of memory."""
+        flat = torch.empty(self._size, dtype=torch.float32)
+        start = 0
+        for piece in self.slices():
+            flat.numpy()[start : start + piece.shape[1]] = combine(piece)
+            start += piece.shape[1]
+        parts = torch.split(flat, [math.prod(shape) for shape in self._shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def _read(self, path: Path, start: int, count: int) -> NDArray[np.float32]:
+        """Elements of a file. Mapped anew each time, so that pages that were read do not stay in the process's memory."""
+        return np.array(np.memmap(path, np.float32, "r", offset=4 * start, shape=(count,)))

@@ -1,0 +1,42 @@
+"""The global model from round to round: its weights, and what the server's step remembers of earlier ones."""
+
+from __future__ import annotations
+
+from cxrbase_model.aggregation import Add
+from cxrbase_model.plan import EvaluateStage, Round
+from cxrbase_model.state import State, add
+from server.initial import initial_state
+from server.rules.step import step
+from server.store import RunStore
+
+
+class GlobalModel:
+    """Reads the newest weights from the run directory once, and keeps them from then on."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._newest: tuple[int, State, State] | None = None  # round, weights, memory of the step
+
+    def before(self, item: Round) -> State:
+        """The weights that a round starts from; StoreError where they are gone."""
+        if isinstance(item.stage, EvaluateStage):
+            return self._store.stage_state(item.model_of)
+        if item.stage_round == 1:
+            return initial_state(self._store.plan, item.stage, self._store)
+        if self._newest is not None and self._newest[0] == item.number - 1:
+            return self._newest[1]
+        return self._store.state(item.number - 1)
+
+    def advance(self, item: Round, state: State, update: State) -> tuple[State, State]:
+        """The weights after a training round that started from `state`, and what the step remembers."""
+        move, memory = step(self._store.plan.aggregation.step, update, self._memory(item))
+        after = add(state, move)
+        self._newest = (item.number, after, memory)
+        return after, memory
+
+    def _memory(self, item: Round) -> State:
+        if item.stage_round == 1 or isinstance(self._store.plan.aggregation.step, Add):
+            return {}
+        if self._newest is not None and self._newest[0] == item.number - 1:
+            return self._newest[2]
+        return self._store.memory(item.number - 1)

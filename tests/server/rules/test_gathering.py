@@ -1,0 +1,76 @@
+"""What every rule owes: the same bits in any order of replies, a result near the honest ones, nothing left on the disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from cxrbase_model.aggregation import AngleMean, BoundedMean, GeometricMedian, Krum, Mean, Median, Rule, TrimmedMean
+from cxrbase_model.state import State, digest
+from server.rules.gathering import SPOOL, gathering
+
+RULES: list[Rule] = [
+    Mean(), BoundedMean(bound=1.0), AngleMean(), Median(), TrimmedMean(), Krum(), Krum(selected=3), GeometricMedian(),
+]  # fmt: skip
+SHAPES = {"encoder.weight": (7, 3), "encoder.bias": (5,), "scale": (), "empty": (0, 4)}
+
+
+def drawn(seed: int, spread: float = 1.0, centre: float = 0.0) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: centre + spread * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def aggregated(rule: Rule, updates: Mapping[str, State], folder: Path, usual: float | None = None) -> State:
+    with gathering(rule, drawn(99), folder, usual) as gathered:
+        for site, update in updates.items():
+            assert gathered.fits(update, 1)
+            gathered.fold(site, update, 10 + 7 * (ord(site) % 5))
+        return gathered.result()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}")
+def test_replies_in_any_order_give_the_same_bits(rule: Rule, tmp_path: Path) -> None:
+    updates = {name: drawn(seed) for seed, name in enumerate("abcdefg")}
+    digests = set()
+    for seed in range(5):
+        order = random.Random(seed).sample(sorted(updates), len(updates))
+        digests.add(digest(aggregated(rule, {name: updates[name] for name in order}, tmp_path)))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}")
+def test_hospitals_that_agree_are_followed(rule: Rule, tmp_path: Path) -> None:
+    update = drawn(3, spread=0.01)
+    result = aggregated(rule, dict.fromkeys("abcdefg", update), tmp_path)
+    assert result.keys() == update.keys()
+    for name, tensor in update.items():
+        assert result[name].dtype == torch.float32
+        torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}")
+def test_an_attempt_that_ends_without_replies_leaves_nothing_behind(rule: Rule, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no updates"), gathering(rule, drawn(99), tmp_path, None) as gathered:
+        gathered.result()
+    assert not (tmp_path / SPOOL).exists()
+
+
+def test_what_a_killed_attempt_spooled_is_not_taken_for_an_update_of_this_one(tmp_path: Path) -> None:
+    (tmp_path / SPOOL).mkdir()
+    (tmp_path / SPOOL / "00000.f32").write_bytes(b"\0" * 4000)
+    (tmp_path / SPOOL / "00009.f32").write_bytes(b"\0" * 4000)
+    updates = dict.fromkeys("abc", drawn(3))
+    torch.testing.assert_close(aggregated(Median(), updates, tmp_path)["scale"], drawn(3)["scale"])
+
+
+def test_a_bound_is_taken_from_the_last_rounds_where_the_plan_names_none(tmp_path: Path) -> None:
+    updates = {"a": {name: torch.full(shape, 3.0) for name, shape in SHAPES.items()}}
+    length = 3.0 * 27**0.5
+    unbounded = aggregated(BoundedMean(factor=2.0), updates, tmp_path)
+    bounded = aggregated(BoundedMean(factor=2.0), updates, tmp_path, usual=1.5)
+    torch.testing.assert_close(unbounded["scale"], torch.tensor(3.0))
+    torch.testing.assert_close(bounded["scale"], torch.tensor(3.0 * 2.0 * 1.5 / length))

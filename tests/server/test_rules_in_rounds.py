@@ -1,0 +1,147 @@
+"""The plan's rules, steps, limits and packings over whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cxrbase_model.aggregation import Aggregation
+from cxrbase_model.codec import decode, pack, unpack
+from cxrbase_model.messages import Reply, Task
+from cxrbase_model.plan import Plan, plan_from_text, plan_to_text
+from cxrbase_model.settings import SettingsError, read, to_mapping
+from cxrbase_model.state import State, digest
+from server.exchange import Exchange
+from server.initial import initial_state
+from server.live import Live
+from server.rounds import RoundLoop
+from server.store import RunStore, StoreError
+from sim.grid import LocalGrid, Node
+from tests.server.hospitals import hospital, plan, short_plan
+
+ADAM = {"step": {"kind": "fedadam", "lr": 0.01}}
+MEDIAN = {"rule": {"kind": "median"}}
+
+
+def planned(whole: Plan, **sections: Any) -> Plan:
+    return read(Plan, to_mapping(whole) | sections)
+
+
+def run(folder: Path, nodes: list[Node], the_plan: Plan, *, resume: bool = False, kill_after: int = -1) -> RunStore:
+    def kill(record: dict[str, Any]) -> None:
+        if record["round"] == kill_after:
+            raise KeyboardInterrupt
+
+    store = RunStore.resume(folder, the_plan) if resume else RunStore.create(folder, the_plan)
+    grid = LocalGrid(dict(enumerate(nodes, start=1)))
+    RoundLoop(Exchange(grid), store, Live(folder), observers=[kill]).run()
+    return store
+
+
+def three(**shifts: float) -> list[Node]:
+    return [hospital(name, shift, 10) for name, shift in ({"a": 0.3, "b": -0.1, "c": 0.01} | shifts).items()]
+
+
+def moved(store: RunStore, stage: str = "mae") -> float:
+    before = initial_state(store.plan, store.plan.stage(stage), store)  # type: ignore[arg-type]  # a training stage
+    return float(torch.cat([(store.stage_state(stage)[key] - before[key]).flatten() for key in before]).double().mean())
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+@pytest.mark.parametrize("aggregation", [ADAM, {"step": {"kind": "fedavgm"}} | MEDIAN], ids=["fedadam", "fedavgm"])
+def test_a_step_that_remembers_ends_in_the_same_bits_after_a_kill(
+    tmp_path: Path, aggregation: dict[str, Any], killed_after: int
+) -> None:
+    the_plan = planned(plan(quorum=3), aggregation=aggregation)
+    whole = run(tmp_path / "whole", three(), the_plan)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", three(), the_plan, kill_after=killed_after)
+    resumed = run(tmp_path / "cut", three()[::-1], the_plan, resume=True)
+    digests = [[record.get("state_digest") for record in store.records()] for store in (whole, resumed)]
+    assert digests[0] == digests[1]
+
+
+def test_a_memory_that_is_gone_stops_the_run(tmp_path: Path) -> None:
+    the_plan = planned(plan(), aggregation=ADAM)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, three(), the_plan, kill_after=1)
+    (tmp_path / "checkpoints" / "round-00001" / "step.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"step\.safetensors"):
+        run(tmp_path, three(), the_plan, resume=True)
+
+
+def test_one_loud_hospital_moves_the_mean_and_not_the_median(tmp_path: Path) -> None:
+    nodes = three(c=100.0)
+    assert moved(run(tmp_path / "mean", nodes, short_plan(quorum=3))) == pytest.approx(3 * (100.2 / 3), rel=1e-3)
+    store = run(tmp_path / "median", nodes, planned(short_plan(quorum=3), aggregation=MEDIAN))
+    assert moved(store) == pytest.approx(3 * 0.3, rel=1e-3)
+    assert not (tmp_path / "median" / "spool").exists()
+
+
+def test_an_update_far_above_those_of_earlier_rounds_is_left_out(tmp_path: Path) -> None:
+    def loud_later(task: Task, reply: Reply) -> Reply:
+        if task.round != 2:
+            return reply
+        return replace(reply, update=pack({name: 1000 * each for name, each in unpack(reply.update).items()}))
+
+    nodes = [*three()[:2], hospital("c", 0.1, 10, loud_later)]
+    records = run(tmp_path, nodes, short_plan(outlier=10.0)).records()
+    assert [record["rejected"] for record in records] == [[], [], [{"site": "c", "code": "OUTLIER"}], []]
+
+
+def test_a_hospital_that_claims_more_than_it_described_is_left_out(tmp_path: Path) -> None:
+    boasting = hospital("c", 1.0, 100, lambda task, reply: replace(reply, examples=2 * 100 + 64 + 1))
+    honest = hospital("d", 1.0, 100, lambda task, reply: replace(reply, examples=2 * 100 + 64))
+    record = run(tmp_path, [*three()[:2], boasting, honest], short_plan()).records()[1]
+    assert record["rejected"] == [{"site": "c", "code": "CLAIM"}]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_all_start_from_the_same_coarse_weights_and_small_steps_still_add_up(tmp_path: Path, precision: str) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def look(task: Task, reply: Reply) -> Reply:
+        if task.kind == "pretrain":
+            packing = plan_from_text(task.plan_text).transport.down(task.kind)
+            seen.append((task.round, digest(decode(task.state, packing, 10**6))))
+            assert seen[-1][1] == task.state_digest
+        return reply
+
+    transport = {"broadcast": precision, "update": precision, "compress": "zstd"}
+    nodes = [hospital(name, 1e-5, 10, look) for name in "abc"]
+    store = run(tmp_path, nodes, planned(short_plan(), transport=transport))
+    assert moved(store) == pytest.approx(3e-5, rel=0.02), "a step below the resolution of a weight"
+    assert len(seen) == 9
+    assert len(set(seen)) == 3
+    exact = run(tmp_path / "exact", three(), short_plan()).records()[1]
+    assert store.records()[1]["bytes_sent"] < 0.5 * exact["bytes_sent"]
+
+
+def test_an_evaluation_is_of_the_very_weights_that_are_kept(tmp_path: Path) -> None:
+    weights: list[State] = []
+
+    def look(task: Task, reply: Reply) -> Reply:
+        if task.kind == "evaluate":
+            weights.append(decode(task.state, plan_from_text(task.plan_text).transport.down(task.kind), 10**6))
+        return reply
+
+    nodes = [hospital(name, 1e-3, 10, look) for name in "ab"]
+    store = run(tmp_path, nodes, planned(plan(), transport={"broadcast": "int8", "compress": "zstd"}))
+    assert {digest(each) for each in weights} == {digest(store.stage_state("detect"))}
+
+
+def test_a_quorum_too_small_for_the_rule_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=r"federation.quorum: expected at least 7 for aggregation.rule krum, found 3"
+    ):
+        planned(plan(quorum=3), aggregation={"rule": {"kind": "krum", "attackers": 2}})
+
+
+def test_the_plans_of_before_mean_the_exact_mean_and_travel_whole() -> None:
+    assert plan().aggregation == Aggregation()
+    whole = planned(plan(quorum=3), aggregation=ADAM | {"rule": {"kind": "trimmed-mean", "share": 0.1}})
+    assert plan_from_text(plan_to_text(whole)) == whole

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cxrbase_model.settings import SettingsError
+from server.store import RunStore
 from sim.deployment import DeploymentFailed
 from sim.faults import Fault, Outcome, fault_plan, run_faults, same_model, table, undisturbed
 from sim.reliability import faults_section, soak_section, write_report
@@ -58,7 +59,12 @@ def _do_faults(out: Path, chosen: list[Fault]) -> str:
     plan = fault_plan(len(chosen))
     same = same_model(out / "net" / "run", undisturbed(out / "alone", plan).folder, plan)
     console.print(f"the final model is {'the same' if same else 'NOT the same'} as without network and faults")
-    return faults_section(outcomes, same=same, seconds=time.monotonic() - began, cores=os.cpu_count() or 1)
+    sessions = (
+        len(RunStore(out / "net" / "run", plan).run["sessions"]) - 1
+    )  # the first was noted when the folder was made
+    return faults_section(
+        outcomes, same=same, sessions=sessions, seconds=time.monotonic() - began, cores=os.cpu_count() or 1
+    )
 
 
 def _soak(arguments: argparse.Namespace) -> int:

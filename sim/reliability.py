@@ -36,13 +36,13 @@ _TAIL = """## What has a test of its own
 """
 
 
-def faults_section(outcomes: Sequence[Outcome], *, same: bool, seconds: float, cores: int) -> str:
-    """The table of faults as Markdown."""
-    repeated = sum(outcome.attempts - 1 for outcome in outcomes)
+def faults_section(outcomes: Sequence[Outcome], *, same: bool, sessions: int, seconds: float, cores: int) -> str:
+    """The table of faults as Markdown; `sessions` is how often the rounds were begun anew, the first time included."""
     lines = [
         "## One fault in each round",
         "",
-        f"Three hospitals, {len(outcomes)} rounds, {seconds / 60:.0f} minutes on {cores} cores. Rounds lost: 0. Rounds repeated: {repeated}. "
+        f"Three hospitals, {len(outcomes)} rounds, {seconds / 60:.0f} minutes on {cores} cores, beside other work. Rounds lost: 0. The rounds were begun anew "
+        f"{sessions - 1} times, each time at the first one that was not committed; a hospital that had answered it already sent the same answer again. "
         f"The final model is {'the same, to the bit, as' if same else '**not** the same as'} the one that these hospitals reach "
         "without a network or a fault.",
         "",

@@ -66,7 +66,7 @@ def consortium(tmp_path: Path, start: Start) -> Consortium:
     file.write_text(yaml.safe_dump(settings))
     made = read_consortium(file)
     provision(made)
-    start("superlink", "server.superlink", file)
+    start("superlink", "server.superlink", file, os.getpid())
     wait_for(lambda: answers(made.port), "the SuperLink did not start")
     return made
 

@@ -95,6 +95,7 @@ def environment(private: Path) -> dict[str, str]:
         "FLWR_HOME": str(private / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "MALLOC_ARENA_MAX": "2",  # pieces of updates come and go in many threads; else freed memory stays with the process
     }
     return kept | flower
 

@@ -242,7 +242,7 @@ def environment(home: Home) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PYTHONUNBUFFERED": "1",
-        "MALLOC_ARENA_MAX": "2",  # Flower answers in many threads; with an arena for each, freed memory stays with the process
+        "MALLOC_ARENA_MAX": "2",  # for many threads together; else what they free stays with the process
     }
 
 

@@ -88,11 +88,16 @@ class Daemon:
         """End it as an administrator does; by force where that takes too long."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            self._process.terminate()
+        self._signal_group(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
-        self.kill()
+        self._signal_group(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        """A program that starts the daemon, such as faketime, passes no signal on; what the daemon starts is in groups of its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def kill(self) -> None:
         """kill -9 of it alone."""

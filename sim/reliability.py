@@ -41,7 +41,7 @@ def faults_section(outcomes: Sequence[Outcome], *, same: bool, sessions: int, se
     lines = [
         "## One fault in each round",
         "",
-        f"Three hospitals, {len(outcomes)} rounds, {seconds / 60:.0f} minutes on {cores} cores, beside other work. Rounds lost: 0. The rounds were begun anew "
+        f"Three hospitals, {len(outcomes)} rounds, {seconds / 60:.0f} minutes on {cores} cores, beside other work. Rounds lost: {_lost(outcomes)}. The rounds were begun anew "
         f"{sessions - 1} times, each time at the first one that was not committed; a hospital that had answered it already sent the same answer again. "
         f"The final model is {'the same, to the bit, as' if same else '**not** the same as'} the one that these hospitals reach "
         "without a network or a fault.",
@@ -67,7 +67,7 @@ def soak_section(soaked: Soaked) -> str:
         "",
         f"Nine hospitals (eight, one of which is gone for good after a third of the rounds, and one that joins after a half), {soaked.rounds} rounds, "
         f"{len(soaked.events)} events, {soaked.seconds / 60:.0f} minutes. All {len(soaked.attempts)} rounds were committed, "
-        f"{sum(attempt > 1 for attempt in soaked.attempts)} of them at a second attempt. Everybody who came back took part again.",
+        f"{sum(attempt > 1 for attempt in soaked.attempts)} of them at a second attempt. {_back(soaked)}",
         "",
         "| hospital | what happened (after round) | rounds it is in |",
         "|---|---|---|",
@@ -89,6 +89,11 @@ def soak_section(soaked: Soaked) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _back(soaked: Soaked) -> str:
+    out = soaked.locked_out()
+    return f"**Locked out: {', '.join(out)}.**" if out else "Everybody who came back took part again."
+
+
 def write_report(target: Path, results: Path) -> None:
     """Write the document from the sections that lie in `results`."""
     sections = [
@@ -100,6 +105,11 @@ def write_report(target: Path, results: Path) -> None:
 def keep(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write outcomes as JSON lines."""
     path.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes), encoding="utf-8")
+
+
+def _lost(outcomes: Sequence[Outcome]) -> int:
+    """Rounds up to the last one that have no outcome."""
+    return max(outcome.round for outcome in outcomes) - len(outcomes)
 
 
 def _usual(outcomes: Sequence[Outcome]) -> float:

@@ -51,6 +51,15 @@ class Soaked:
     memory: dict[str, dict[int, float]] = field(default_factory=dict)
     gone: str = ""
 
+    def locked_out(self) -> list[str]:
+        """The hospitals that took part in no round after the last thing that happened to them, but for the one that is gone."""
+        last = dict.fromkeys((*HOSPITALS, NEWCOMER), 0) | {event.hospital: event.round for event in self.events}
+        return [
+            name
+            for name, number in last.items()
+            if name != self.gone and max(self.admitted.get(name, []), default=0) <= number
+        ]
+
     def growth(self, name: str) -> float | None:
         """MB that a process has grown by from its first warm rounds to its last ones; None where it did not live that long."""
         warm = [size for number, size in sorted(self.memory[name].items()) if number >= _WARM]

@@ -17,7 +17,7 @@ RESAMPLES = 1000
 
 def auroc(scores_N: Floats, targets_N: Floats) -> float:
     """Area under the ROC curve: the share of positive-negative pairs in the right order, ties half; NaN without both classes."""
-    return float(_weighted_auroc(scores_N, targets_N, np.ones((1, len(scores_N))))[0])
+    return float(resampled_auroc(scores_N, targets_N, np.ones((1, len(scores_N))))[0])
 
 
 def average_precision(scores_N: Floats, targets_N: Floats) -> float:
@@ -75,7 +75,7 @@ def evaluate_scores(
         }
         if min(positives, negatives) < max(1, minimum_cell):
             continue
-        value, curve_R = auroc(scores, targets), _weighted_auroc(scores, targets, weights_RN[:, known])
+        value, curve_R = auroc(scores, targets), resampled_auroc(scores, targets, weights_RN[:, known])
         point.append(value)
         curves.append(curve_R)
         content[finding] |= {
@@ -104,7 +104,7 @@ def patient_weights(patients_N: NDArray[np.integer[Any]], resamples: int, seed: 
     return drawn[:, index].astype(np.float64)
 
 
-def _weighted_auroc(scores_N: Floats, targets_N: Floats, weights_RN: Floats) -> NDArray[np.float64]:
+def resampled_auroc(scores_N: Floats, targets_N: Floats, weights_RN: Floats) -> NDArray[np.float64]:
     """AUROC of each resample, [R], from one sort: every positive counts the negatives below it and half of those it ties with."""
     order = np.argsort(scores_N, kind="stable")
     scores, positive, weights = scores_N[order], targets_N[order] >= 0.5, weights_RN[:, order]

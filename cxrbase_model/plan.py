@@ -67,6 +67,10 @@ class DataSpec:
         why="pad to a square; crop the centre square and resize it; resize the shortest side and crop; or stretch",
     )
     remove_borders: bool = knob(False, why="cut away black collimation borders before resizing")
+    intensity: str = knob(
+        "as-is", choices=("as-is", "equalize"),
+        why="grey values as the archive shows them, or equalised: each level as often as any other, whatever the scanner's window",
+    )  # fmt: skip
     validation: float = knob(0.1, low=0.0, high=0.5, why="share of the patients kept for choosing the model")
     test: float = knob(0.2, low=0.0, high=0.5, why="share of the patients kept for the one final test")
     uncertain: str = knob(

@@ -52,3 +52,17 @@ def batch_rows(rows: NDArray[np.int64], batch_size: int, seed: int, epochs: floa
             ready = np.concatenate([ready, rng.permutation(rows)])
         yield ready[:size]
         ready = ready[size:]
+
+
+def balanced_rows(
+    rows: NDArray[np.int64], cells: NDArray[np.int64], batch_size: int, seed: int, steps: int
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of `steps` batches in which every cell (say, a finding of a hospital) comes equally often, drawn with repeats.
+
+    cells: int64 [len(rows)], the cell of each row.
+    """
+    rng = np.random.default_rng(seed)
+    _, cell, counts = np.unique(cells, return_inverse=True, return_counts=True)
+    chances = 1.0 / (len(counts) * counts[cell])
+    for _ in range(steps):
+        yield rng.choice(rows, batch_size, p=chances)

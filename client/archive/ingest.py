@@ -145,8 +145,9 @@ class _Ingest:
 
     def _check_pixels(self, again: bool) -> None:
         """Start over where the pictures would now be made in another way."""
-        how = (PIXELS_VERSION, self.spec.image_size, self.spec.aspect, self.spec.remove_borders, self.settings.patient)
-        pixels = digest({"how": list(how), "rules": self.settings.rules, "kind": self.site.archive.kind})
+        how = [PIXELS_VERSION, self.spec.image_size, self.spec.aspect, self.spec.remove_borders, self.settings.patient]
+        how += [self.spec.intensity] if self.spec.intensity != "as-is" else []  # older caches stay valid
+        pixels = digest({"how": how, "rules": self.settings.rules, "kind": self.site.archive.kind})
         if self.manifest.fact("pixels", pixels) != pixels or again:
             with self.manifest.transaction():
                 self.manifest.start_over()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import RLELossless
@@ -63,10 +63,12 @@ def fit(picture: Picture, spec: DataSpec) -> Picture:
     """The picture at the plan's size, uint8 [S, S], antialiased.
 
     `crop` and `shortest` show the same field, cut before the resize or after it: a cache holds squares alone, so what
-    lies beyond the square is not kept for crops at training time.
+    lies beyond the square is not kept for crops at training time. Padding stays black and counts for no grey value.
     """
     if spec.remove_borders:
         picture = without_borders(picture)
+    if spec.intensity == "equalize":
+        picture = equalized(picture)
     height, width = picture.shape
     size = spec.image_size
     if spec.aspect == "crop":
@@ -84,6 +86,11 @@ def fit(picture: Picture, spec: DataSpec) -> Picture:
     top, left = (size - resized.shape[0]) // 2, (size - resized.shape[1]) // 2
     padded[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
     return padded
+
+
+def equalized(picture: Picture) -> Picture:
+    """The picture, uint8 [H, W], with each grey level about as often as any other (histogram equalisation), in its order."""
+    return np.asarray(ImageOps.equalize(Image.fromarray(picture)))
 
 
 def without_borders(picture: Picture, level: int = 12) -> Picture:

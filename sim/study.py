@@ -1,0 +1,234 @@
+"""What pretraining, labels and recipe are worth on real hospitals: trainings on their pictures pooled, tested hospital by hospital.
+
+Two questions. With few labels, does fine-tuning from a pretrained encoder beat fine-tuning from scratch? And on a hospital that took
+part in nothing, does the model tell the disease, or only the hospitals it knows? Patients are split as a federation splits them;
+every training is a job of its own whose result stays on disk, so that a study that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.dataset import Cache
+from client.site import read_site
+from cxrbase_model.classifier import build_classifier
+from cxrbase_model.codec import pack, unpack
+from cxrbase_model.engine import Progress, Runtime, finetune, pretrain
+from cxrbase_model.files import write_private
+from cxrbase_model.initial import build_model, initial_state
+from cxrbase_model.mae import MaskedAutoencoder
+from cxrbase_model.plan import Augmentation, FinetuneStage, Plan, PretrainStage, read_plan
+from cxrbase_model.predict import predict
+from cxrbase_model.rows import balanced_rows, batch_rows, labelled, labelled_share, steps_of
+from cxrbase_model.seeds import derive_seed
+from cxrbase_model.settings import SettingsError, digest, knob, load_yaml, read
+from cxrbase_model.state import load_state, state_of
+from sim.config import FolderHospitals
+
+_PREDICT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train; what it changes of the plan's."""
+
+    name: str = knob(why="names the recipe in tables")
+    init: str = knob(
+        "mae", choices=("random", "mae"), why="from scratch, or from the pretraining on the same hospitals"
+    )
+    intensity: str = knob("as-is", choices=("as-is", "equalize"), why="grey values, as data.intensity")
+    balance: bool = knob(False, why="each finding of each hospital equally often, instead of picture by picture")
+    augmentation: Augmentation = knob(factory=lambda: Augmentation(crop=0.7), why="augmentation of the fine-tuning")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study; `plan` is relative to the file it is written in, its first stage pretrains and the others fine-tune."""
+
+    plan: Path = knob(why="the plan whose stages are trained")
+    hospitals: FolderHospitals = knob(factory=FolderHospitals, why="how the folders' labels are read")
+    seeds: tuple[int, ...] = knob((1, 2, 3), low=0, why="every training once for each")
+    labels: tuple[float, ...] = knob((0.01, 0.1, 1.0), low=0.0, high=1.0, why="shares of the labelled patients")
+    unseen: tuple[str, ...] = knob((), why="hospitals left out of everything, each in turn, and tested on")
+    steps: int = knob(200, unit="steps", low=1, high=1_000_000, why="steps of every fine-tuning, whatever its labels")
+    recipe: str = knob(why="the recipe of the trainings with fewer labels")
+    recipes: tuple[Recipe, ...] = knob(why="recipes that are compared on unseen hospitals")
+
+    def __post_init__(self) -> None:
+        if self.recipe not in (names := [each.name for each in self.recipes]):
+            raise SettingsError(f"recipe: expected one of {', '.join(names)}; found {self.recipe!r}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning and its test; `without` is the hospital that is left out, "" for none."""
+
+    stage: str
+    recipe: Recipe
+    labels: float
+    without: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The file's name of the job's result."""
+        without = f"-without-{self.without}" if self.without else ""
+        return f"{self.stage}-{self.recipe.name}-{self.recipe.init}-{self.labels:g}{without}-{self.seed}"
+
+
+def read_study(path: Path) -> tuple[StudyConfig, Plan]:
+    """Read a study and its plan; SettingsError names the file and the dotted key."""
+    try:
+        config = read(StudyConfig, load_yaml(path))
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    plan = read_plan(path.parent / config.plan)
+    if not isinstance(plan.stages[0], PretrainStage) or len(plan.stages) < 2:
+        raise SettingsError(f"{path}: plan: expected a plan that pretrains and then fine-tunes, found {plan.name}")
+    return config, plan
+
+
+def jobs(config: StudyConfig, plan: Plan) -> Iterator[Job]:
+    """All jobs, seed by seed, so that an interrupted study has whole seeds."""
+    chosen = next(each for each in config.recipes if each.name == config.recipe)
+    heads = [stage.name for stage in plan.stages if isinstance(stage, FinetuneStage)]
+    for seed in config.seeds:
+        for without in config.unseen:
+            for recipe in config.recipes:
+                yield Job(heads[0], recipe, 1.0, without, seed)
+        for share in config.labels:
+            for head in heads:
+                for init in ("random", "mae"):
+                    yield Job(head, dataclasses.replace(chosen, init=init), share, "", seed)
+
+
+class Pool:
+    """The pictures of several hospitals as one table.
+
+    pictures: uint8 [N, S, S]. labels: float32 [N, C], NaN where unknown. patients: int64 [N], no two hospitals' alike. hospitals:
+    int64 [N], an index into `names`. splits: uint8 [N], an index into train, validation, test.
+    """
+
+    def __init__(self, sites: list[Path]) -> None:
+        loaded = [(site.site, Cache.open(site.cache_folder)) for site in map(read_site, sites)]
+        self.names = [name for name, _ in loaded]
+        self.pictures = np.concatenate([cache.pixels(np.arange(len(cache))) for _, cache in loaded])
+        self.labels = np.concatenate([cache.labels for _, cache in loaded])
+        self.splits = np.concatenate([cache.splits for _, cache in loaded])
+        self.hospitals = np.repeat(np.arange(len(loaded)), [len(cache) for _, cache in loaded])
+        self.patients = np.concatenate([cache.patients for _, cache in loaded]) + (self.hospitals << 32)
+
+    def rows(self, split: int, without: str = "") -> NDArray[np.int64]:
+        """Rows of a split, but those of one hospital."""
+        chosen = self.splits == split
+        if without:
+            chosen &= self.hospitals != self.names.index(without)
+        return np.flatnonzero(chosen)
+
+    def of(self, hospital: str) -> NDArray[np.int64]:
+        """All rows of one hospital."""
+        return np.flatnonzero(self.hospitals == self.names.index(hospital))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where jobs are done: plan, pictures by their intensity, and the folder of results."""
+
+    config: StudyConfig
+    plan: Plan
+    sites: dict[str, list[Path]]
+    out: Path
+    runtime: Runtime
+
+    @cached_property
+    def pools(self) -> dict[str, Pool]:
+        """The pooled pictures of each intensity."""
+        return {intensity: Pool(sites) for intensity, sites in self.sites.items()}
+
+    def do(self, job: Job) -> Path:
+        """Do a job, if it has not been done, and give the file of its scores: `rows` [N] and probabilities, `scores` [N, C]."""
+        file = self.out / "jobs" / f"{job.name}.npz"
+        if not file.exists():
+            arrays = self._scores(job)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            with part.open("wb") as stream:
+                np.savez(stream, rows=arrays["rows"], scores=arrays["scores"])
+            part.rename(file)
+        return file
+
+    def _scores(self, job: Job) -> dict[str, NDArray[Any]]:
+        pool, plan = self.pools[job.recipe.intensity], dataclasses.replace(self.plan, seed=job.seed)
+        stage = self._stage(plan, job)
+        if job.recipe.init == "mae":
+            encoder = unpack(self.pretrained(job.recipe.intensity, job.without, job.seed).read_bytes())
+        model = build_classifier(plan, stage)
+        load_state(model, initial_state(plan, stage, lambda _: encoder))
+        rows = labelled_share(pool, pool.rows(0, job.without), job.labels, derive_seed(job.seed, "label-share"))
+        seed, size = derive_seed(job.seed, "study", stage.name), stage.batch_size
+        if job.recipe.balance:
+            cells = pool.hospitals[rows] * 2 + (pool.labels[rows, 0] >= 0.5)
+            order = balanced_rows(rows, cells, size, seed, self.config.steps)
+        else:
+            order = batch_rows(rows, size, seed, (self.config.steps - 0.5) * size / len(rows))
+        batches = (
+            (torch.from_numpy(pool.pictures[each]), torch.from_numpy(pool.labels[each]))
+            for each in (np.resize(each, size) for each in order)
+        )
+        finetune(
+            model,
+            batches,
+            stage,
+            torch.ones(len(plan.data.findings)),
+            Progress(0, self.config.steps),
+            seed,
+            self.runtime,
+        )
+        tested = pool.of(job.without) if job.without else np.concatenate([pool.rows(1), pool.rows(2)])
+        tested = labelled(pool, tested)
+        parts = np.array_split(tested, -(-len(tested) // _PREDICT_BATCH))
+        scores = predict(model, (torch.from_numpy(pool.pictures[part]) for part in parts), self.runtime)
+        return {"rows": tested, "scores": scores.numpy()}
+
+    def _stage(self, plan: Plan, job: Job) -> FinetuneStage:
+        stage = plan.stage(job.stage)
+        assert isinstance(stage, FinetuneStage)  # jobs() names only those
+        init = f"stage:{plan.stages[0].name}" if job.recipe.init == "mae" else "random"
+        trains = (
+            "all" if stage.trains == "head" and init == "random" else stage.trains
+        )  # nothing to probe in random weights
+        return dataclasses.replace(stage, init=init, augmentation=job.recipe.augmentation, trains=trains)
+
+    def pretrained(self, intensity: str, without: str, seed: int) -> Path:
+        """The file of the autoencoder pretrained on the training pictures of all hospitals but one; trained where it is missing."""
+        file = self.out / "pretrained" / f"{intensity}-{without or 'all'}-{seed}.safetensors"
+        if not file.exists():
+            plan, pool = dataclasses.replace(self.plan, seed=seed), self.pools[intensity]
+            stage = plan.stages[0]
+            assert isinstance(stage, PretrainStage)  # read_study has seen to it
+            model = build_model(plan, stage)
+            assert isinstance(model, MaskedAutoencoder)
+            rows, draw = pool.rows(0, without), derive_seed(seed, "study", "pretrain")
+            progress = Progress(0, steps_of(len(rows), stage.batch_size, stage.local_epochs))
+            order = batch_rows(rows, stage.batch_size, draw, stage.local_epochs)
+            pretrain(
+                model, (torch.from_numpy(pool.pictures[each]) for each in order), stage, progress, draw, self.runtime
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_private(file, pack(state_of(model)))
+        return file
+
+
+def fingerprint(config: StudyConfig, plan: Plan) -> str:
+    """What a folder of results belongs to."""
+    return digest({"study": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "plan": plan.digest})

@@ -1,0 +1,102 @@
+"""`cxrbase-sim study`: what pretraining, labels and recipe are worth on folders of real pictures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from client.app import runtime_for
+from client.site import Compute
+from cxrbase_model.plan import Plan
+from cxrbase_model.settings import SettingsError
+from sim.config import SimConfig
+from sim.prepare import prepare
+from sim.progress import StepProgress
+from sim.study import Bench, Job, StudyConfig, fingerprint, jobs, read_study
+from sim.study_table import tables
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def add(commands: Any) -> None:
+    """`study`."""
+    study = commands.add_parser("study", help="compare trainings on hospitals pooled: few labels, unseen hospitals")
+    study.add_argument("config", type=Path, metavar="STUDY.yaml", help="for example configs/sim/study.yaml")
+    study.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with a sub-folder a hospital")
+    study.add_argument("--out", type=Path, required=True, metavar="DIR", help="results; the same command goes on there")
+    study.add_argument("--workers", type=int, default=2, metavar="N", help="processes, of one thread each (default 2)")
+    study.set_defaults(run=_study)
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1:
+        raise SettingsError(f"--workers: expected at least 1, found {arguments.workers}")
+    config, plan = read_study(arguments.config)
+    _claim(arguments.out, fingerprint(config, plan))
+    sites = {intensity: _sites(config, plan, intensity, arguments) for intensity in ("as-is", "equalize")}
+    missing = [each for each in config.unseen if each not in [file.parent.name for file in sites["as-is"]]]
+    if missing:
+        raise SettingsError(f"unseen: expected hospitals of {arguments.data}, found {', '.join(missing)}")
+    bench = Bench(config, plan, sites, arguments.out, runtime_for(Compute(threads=1), plan.precision))
+    _work(bench, list(jobs(config, plan)), arguments.workers)
+    text = tables(bench)
+    (arguments.out / "study.md").write_text(text, encoding="utf-8")
+    console.print(text, markup=False)
+    return 0
+
+
+def _claim(out: Path, mark: str) -> None:
+    """Results of two studies may not mix."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "study.digest"
+    if file.exists() and file.read_text(encoding="ascii") != mark:
+        raise SettingsError(f"--out: {out} holds another study's results; name another folder")
+    file.write_text(mark, encoding="ascii")
+
+
+def _sites(config: StudyConfig, plan: Plan, intensity: str, arguments: argparse.Namespace) -> list[Path]:
+    plan = dataclasses.replace(plan, data=dataclasses.replace(plan.data, intensity=intensity))
+    with StepProgress(console) as progress:
+        return prepare(
+            SimConfig(plan=config.plan, hospitals=config.hospitals), plan, arguments.data,
+            arguments.out / "pictures" / intensity, progress.update,
+        )  # fmt: skip
+
+
+def _work(bench: Bench, todo: list[Job], workers: int) -> None:
+    """Pretrainings first, each once, and then what needs them."""
+    keys = sorted({(job.seed, job.recipe.intensity, job.without) for job in todo if job.recipe.init == "mae"})
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(bench,)) as pool:
+        for number, each in enumerate(as_completed([pool.submit(_pretrain, key) for key in keys]), start=1):
+            each.result()
+            console.print(f"pretraining {number} of {len(keys)}")
+        waiting = {pool.submit(_do, job): job for job in todo}
+        for number, done in enumerate(as_completed(waiting), start=1):
+            done.result()
+            console.print(f"{number} of {len(todo)}: {waiting[done].name}")
+
+
+_bench: Bench
+
+
+def _start(bench: Bench) -> None:
+    global _bench  # noqa: PLW0603  # a worker process has one
+    torch.set_num_threads(1)
+    _bench = bench
+
+
+def _pretrain(key: tuple[int, str, str]) -> None:
+    seed, intensity, without = key
+    _bench.pretrained(intensity, without, seed)
+
+
+def _do(job: Job) -> None:
+    _bench.do(job)

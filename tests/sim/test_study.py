@@ -1,0 +1,136 @@
+"""A study trains every job once, leaves a hospital out of everything, and goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from client.archive.pixels import equalized, fit
+from cxrbase_model.metrics import auroc, patient_weights, resampled_auroc
+from cxrbase_model.plan import DataSpec
+from cxrbase_model.rows import balanced_rows
+from cxrbase_model.settings import SettingsError
+from sim.cli import main
+from sim.study import Pool, jobs, read_study
+from sim.study_table import interval
+
+PLAN = {
+    "schema": 1, "name": "tiny",
+    "data": {"findings": ["Pneumonia"], "image_size": 32, "validation": 0.2, "test": 0.3},
+    "model": {"encoder": "vit_micro", "depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "stages": [
+        {"kind": "pretrain", "name": "mae", "rounds": 1, "batch_size": 8, "mask_ratio": 0.5},
+        {"kind": "finetune", "name": "full", "rounds": 1, "batch_size": 4},
+        {"kind": "finetune", "name": "probe", "rounds": 1, "batch_size": 4, "trains": "head", "pooling": "attentive"},
+    ],
+}  # fmt: skip
+STUDY = {
+    "plan": "plan.yaml", "hospitals": {"kind": "folders"}, "seeds": [1], "labels": [0.5], "unseen": ["west"], "steps": 2,
+    "recipe": "all",
+    "recipes": [{"name": "plain", "init": "random"}, {"name": "all", "intensity": "equalize", "balance": True}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two hospitals of thirty patients, the plan and the study."""
+    rng = np.random.default_rng(0)
+    for hospital in ("east", "west"):
+        images = tmp_path / "data" / hospital / "images"
+        images.mkdir(parents=True)
+        lines = ["image,patient_id,findings"]
+        for number in range(30):
+            Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(images / f"{number}.png")
+            lines.append(f"{number}.png,p{number},{'Pneumonia' if number % 2 else 'No Finding'}")
+        (images.parent / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    return tmp_path
+
+
+def _run(study: Path) -> int:
+    return main(
+        [
+            "study",
+            str(study / "study.yaml"),
+            "--data",
+            str(study / "data"),
+            "--out",
+            str(study / "out"),
+            "--workers",
+            "1",
+        ]
+    )
+
+
+def test_a_study_writes_its_tables_and_goes_on_where_it_stopped(study: Path) -> None:
+    assert _run(study) == 0
+    text = (study / "out" / "study.md").read_text()
+    assert "| plain | west |" in text
+    assert "| all | west |" in text
+    done = sorted((study / "out" / "jobs").glob("*.npz"))
+    assert len(done) == 2 + 4
+    before, kept = done[0].read_bytes(), done[1].stat().st_mtime_ns
+    done[0].unlink()
+    assert _run(study) == 0
+    assert done[0].read_bytes() == before
+    assert done[1].stat().st_mtime_ns == kept
+
+
+def test_the_hospital_left_out_is_in_no_training_row_and_all_of_it_is_tested(study: Path) -> None:
+    assert _run(study) == 0
+    pool = Pool(sorted((study / "out" / "pictures" / "as-is" / "hospitals").glob("*/SITE.yaml")))
+    west = pool.names.index("west")
+    assert not (pool.hospitals[pool.rows(0, "west")] == west).any()
+    with np.load(study / "out" / "jobs" / "full-plain-random-1-without-west-1.npz") as found:
+        assert found["rows"].tolist() == pool.of("west").tolist()
+    assert len(np.unique(pool.patients)) == 60
+
+
+def test_results_of_two_studies_do_not_mix(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study / "out").mkdir()
+    (study / "out" / "study.digest").write_text("another")
+    assert _run(study) == 2
+    assert "another study" in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_is_named(study: Path) -> None:
+    (study / "study.yaml").write_text(yaml.safe_dump({**STUDY, "recipe": "best"}))
+    with pytest.raises(SettingsError, match=r"recipe: expected one of plain, all; found 'best'"):
+        read_study(study / "study.yaml")
+
+
+def test_scratch_and_pretrained_are_compared_at_every_share(study: Path) -> None:
+    shares = [job for job in jobs(*read_study(study / "study.yaml")) if not job.without]
+    assert {(job.stage, job.recipe.init) for job in shares} == {
+        (stage, init) for stage in ("full", "probe") for init in ("random", "mae")
+    }
+
+
+def test_every_cell_comes_equally_often_in_balanced_batches() -> None:
+    cells = np.array([0] * 90 + [1] * 9 + [2])
+    drawn = np.concatenate(list(balanced_rows(np.arange(100), cells, 30, 0, 100)))
+    counts = np.bincount(cells[drawn], minlength=3)
+    assert (np.abs(counts - 1000) < 120).all()  # four deviations of a binomial
+
+
+def test_equalised_pictures_do_not_depend_on_contrast_and_brightness() -> None:
+    levels = np.random.default_rng(0).integers(0, 120, (64, 64)).astype(np.uint8)
+    brighter = (levels * 2 + 15).astype(np.uint8)
+    assert np.abs(equalized(levels).astype(int) - equalized(brighter)).max() <= 3
+    spec = DataSpec(findings=("Pneumonia",), image_size=64, intensity="equalize")
+    assert (fit(levels, spec) == equalized(levels)).all()
+
+
+def test_the_interval_of_one_seed_is_that_of_its_patients() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, 80).astype(float)
+    scores = targets + rng.normal(0, 1, 80)
+    low, high = interval(scores[None], targets, np.arange(80))
+    curve = resampled_auroc(scores, targets, patient_weights(np.arange(80), 1000, 0))
+    assert (low, high) == pytest.approx(tuple(np.quantile(curve, [0.025, 0.975])))
+    assert low < auroc(scores, targets) < high

@@ -1,6 +1,7 @@
 """How a state or an update is packed for the wire and for the disk: safetensors, which holds tensors and nothing that runs.
 
-On the wire a plan may ask for fewer bits (`Packing`): bfloat16, or int8 with one float32 scale for each row of a matrix. Both sides
+On the wire a plan may ask for fewer bits (`Packing`): bfloat16, int8 with one float32 scale for each row of a matrix, or
+of updates the largest numbers alone (`sparse`). Both sides
 work with what unpacking gives, and its digest is what they compare. zstd goes over the bytes of all numbers sorted by significance,
 since sign and exponent repeat and the last bits of a number do not.
 """
@@ -17,14 +18,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cxrbase_model import sparse
 from cxrbase_model.state import State
-from cxrbase_model.transport import Packing
+from cxrbase_model.transport import SPARSE, Packing
 
 _SCALE = "scale:"  # before the name of the tensor whose rows it scales; no parameter's name has a colon
 _STEPS = 127
 _LENGTH = struct.Struct("<Q")  # in front of compressed bytes: how many they become
 _LEVEL = 1  # zstd's higher levels gain nothing on weights
-_WIDTHS = {"float32": 4, "bf16": 2, "int8": 1}  # bytes of a number
+_WIDTHS = {"float32": 4, "bf16": 2, "int8": 1, SPARSE: 2}  # bytes of a number
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -53,7 +55,10 @@ def parts(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % _LENGTH.size)
     yield _LENGTH.pack(len(text)) + text
     for name in names:
-        yield memoryview(state[name].detach().contiguous().view(-1).view(torch.uint8).numpy())
+        flat = state[name].detach().contiguous().view(-1)
+        if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
+            flat = flat.new_empty(flat.shape).copy_(flat)
+        yield memoryview(flat.view(torch.uint8).numpy())
 
 
 def unpack(data: bytes) -> State:
@@ -68,6 +73,8 @@ def encode(state: Mapping[str, Tensor], packing: Packing) -> bytes:
     """The bytes of a float32 state as a plan wants them on the wire; the same state gives the same bytes."""
     if packing.precision == "bf16":
         data = pack({name: tensor.bfloat16() for name, tensor in state.items()})
+    elif packing.precision == SPARSE:
+        data = pack(sparse.thin(state, packing.keep))
     else:
         data = pack(_to_int8(state) if packing.precision == "int8" else state)
     return _compressed(data, packing) if packing.compress == "zstd" else data
@@ -80,6 +87,8 @@ def decode(data: bytes, packing: Packing, parameters: int) -> State:
     state = unpack(data)
     if packing.precision == "bf16":
         return _from_bf16(state)
+    if packing.precision == SPARSE:
+        return _from_sparse(state, parameters)
     return _from_int8(state) if packing.precision == "int8" else state
 
 
@@ -98,6 +107,8 @@ class Rounded(Mapping[str, Tensor]):
         """The tensor as it unpacks."""
         if self._packing.precision == "bf16":
             return self._state[name].bfloat16().float()
+        if self._packing.precision == SPARSE:
+            return sparse.thinned(self._state[name], self._packing.keep)
         return _restored(*_steps(self._state[name]))
 
     def __iter__(self) -> Iterator[str]:
@@ -153,6 +164,13 @@ def _from_bf16(state: State) -> State:
     if any(tensor.dtype != torch.bfloat16 for tensor in state.values()):
         raise CodecError("expected bfloat16 tensors")
     return {name: state.pop(name).float() for name in list(state)}
+
+
+def _from_sparse(packed: State, parameters: int) -> State:
+    try:
+        return sparse.dense(packed, parameters)
+    except sparse.SparseError as error:
+        raise CodecError(str(error)) from None
 
 
 def _compressed(data: bytes, packing: Packing) -> bytes:

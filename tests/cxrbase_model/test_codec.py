@@ -7,6 +7,7 @@ import math
 import struct
 
 import pytest
+import safetensors.torch
 import torch
 
 from cxrbase_model.codec import CodecError, decode, encode, pack, sent
@@ -64,6 +65,11 @@ def test_what_everybody_gets_is_what_the_sender_keeps_and_is_the_same_each_time(
     data, kept = sent(state, packing)
     assert digest(decode(data, packing, size(state))) == digest(kept)
     assert data == encode(dict(reversed(state.items())), packing)
+
+
+def test_packed_bytes_are_those_of_safetensors_itself() -> None:
+    state = {**drawn(), "steps": torch.ones(3, 5, dtype=torch.int8), "halves": torch.ones(7, dtype=torch.bfloat16)}
+    assert pack(state) == safetensors.torch.save({name: state[name].contiguous() for name in sorted(state)})
 
 
 def test_the_exact_packing_is_that_of_the_disk() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from server.aggregate import WeightedMean
 from server.rules.linear import AngleWeighted, Bounded
 
-
 Sums = Callable[[dict[str, Tensor]], WeightedMean]
 
 

@@ -12,6 +12,7 @@ from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
 from bench.rules import rules
+from bench.scale import scale
 from bench.transport import transport
 
 PARTS: dict[str, Callable[[], dict[str, float]]] = {
@@ -20,6 +21,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "fold": fold,
     "ingest": ingest,
     "rules": rules,
+    "scale": scale,
     "transport": transport,
 }
 NAMED_ONLY = frozenset({"transport"})  # several minutes long, and of real networks

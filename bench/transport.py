@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ _LOOK = 0.05  # seconds between looks at the peaks of the apps' processes
 _MOST_SECONDS = 900.0
 _MODEL = 4.0 * PARAMETERS
 _SWITCHES = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}  # as a deployment of ours sets it
-_TRANSPORT = {"broadcast": "bf16", "update": "int8", "compress": "zstd"}
+_TRANSPORT = {"broadcast": "bf16", "update": "int8", "compress": "zstd", "compress_update": "none"}
 _PLAN = {
     "schema": 1, "name": "transport", "data": {"findings": ["Nodule"]},
     "model": {"encoder": "vit_base", "decoder_depth": 4},  # an autoencoder of about PARAMETERS
@@ -38,14 +39,14 @@ def transport(hospitals: int = 2) -> dict[str, float]:
     """Three rounds of 100 million parameters over a real SuperLink and SuperNodes on loopback, without TLS, ours and then stock FedAvg.
 
     Both have clients that do next to nothing; ours besides check the task, compare digests and keep what rounding left out, as in
-    production, and our server commits each round to disk. The apps are started by Flower's own executors, a process for each message, where
-    a deployment of ours forks one that is loaded already. Seconds are from commit to commit. Bytes are those of the
+    production, and our server commits each round to disk. Both run Flower's SuperNode; ours with the executor of our deployments,
+    which forks a process that is loaded for each task, where Flower's starts one. Seconds are from commit to commit. Bytes are those of the
     arrays, for each hospital and round, of the model in float32. Memory is the peak of a process above what it held when its app
     was loaded, in float32 models.
     """
     found: dict[str, float] = {}
-    for kind, switches in (("ours", _SWITCHES), ("stock", {})):
-        with tempfile.TemporaryDirectory() as folder, _network(Path(folder), hospitals, switches) as network:
+    for kind in ("ours", "stock"):
+        with tempfile.TemporaryDirectory() as folder, _network(Path(folder), hospitals, ours=kind == "ours") as network:
             found |= {f"{kind}_{key}": value for key, value in _measure(network, kind, hospitals).items()}
     return found | {"time_ratio": found["ours_seconds"] / found["stock_seconds"]}
 
@@ -67,7 +68,7 @@ def _measure(network: Path, kind: str, hospitals: int) -> dict[str, float]:
     rounds = [json.loads(line) for line in (notes / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     times = [line["time"] for line in rounds if line["round"] > 0]
     return {
-        "seconds": statistics.median(after - before for before, after in zip(times, times[1:], strict=False)),
+        "seconds": statistics.median(after - before for before, after in itertools.pairwise(times)),
         "bytes_down": rounds[-1]["down"] / _MODEL,
         "bytes_up": rounds[-1]["up"] / _MODEL,
         "models_server": _most(peaks, "server") / _MODEL,
@@ -91,11 +92,11 @@ def _app(network: Path, kind: str, notes: Path, hospitals: int) -> Path:
 
 
 @contextlib.contextmanager
-def _network(folder: Path, hospitals: int, switches: Mapping[str, str]) -> Iterator[Path]:
+def _network(folder: Path, hospitals: int, *, ours: bool) -> Iterator[Path]:
     """A SuperLink and its SuperNodes as processes that end with the block; gives their folder."""
     from sim.deployment import free_port  # Flower's processes need not load it
 
-    port, home = free_port(), folder / "flower"
+    port, home, switches = free_port(), folder / "flower", _SWITCHES if ours else {}
     home.mkdir()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
@@ -111,8 +112,15 @@ def _network(folder: Path, hospitals: int, switches: Mapping[str, str]) -> Itera
         )
         time.sleep(5)
         for index in range(hospitals):
-            node = ["--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
+            own = free_port()
+            node = ["--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(own)]
             node += ["--node-config", f"partition-id={index}"]
+            if ours:
+                secret = folder / "secret"
+                secret.write_bytes(b"0" * 32)
+                node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+                executor = ["-m", "bench.wire.executor", f"127.0.0.1:{own}", str(secret)]
+                stack.enter_context(_daemon(Path(sys.executable).name, executor, folder, switches))
             stack.enter_context(_daemon("flower-supernode", node, folder, switches))
         time.sleep(5)
         yield folder

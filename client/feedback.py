@@ -5,6 +5,7 @@ arXiv 1901.09847), so that a coarse update loses nothing over many rounds.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from client.kept import Kept, forget_kept
 from cxrbase_model.codec import sent
@@ -17,6 +18,10 @@ FOLDER = "residual"
 
 class Residual(Kept):
     """What earlier rounds of a task's stage have left out, below the hospital's private folder."""
+
+    durable: ClassVar[bool] = (
+        False  # what a power cut takes is a rounding error; waiting for the disk takes seconds a round
+    )
 
     def __init__(self, private: Path, task: Task) -> None:
         super().__init__(private / FOLDER, task)

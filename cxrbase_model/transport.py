@@ -46,6 +46,12 @@ class Transport:
     keep: float = knob(0.05, low=1e-5, high=1.0, why="share of each tensor's numbers that topk sends, at least one")
     compress: str = knob("none", choices=COMPRESSIONS, why="lossless compression of both")
 
+    compress_update: str = knob(
+        "same",
+        choices=("same", *COMPRESSIONS),
+        why="another choice for updates: int8 hardly gets smaller, for seconds of work",
+    )
+
     def down(self, kind: str) -> Packing:
         """How the weights of a round of that kind are packed; an evaluation is of the very weights that are exported."""
         return Packing("float32" if kind == "evaluate" else self.broadcast, self.compress)
@@ -53,4 +59,5 @@ class Transport:
     @property
     def up(self) -> Packing:
         """How updates are packed."""
-        return Packing(self.update, self.compress, self.keep if self.update == SPARSE else 1.0)
+        compress = self.compress if self.compress_update == "same" else self.compress_update
+        return Packing(self.update, compress, self.keep if self.update == SPARSE else 1.0)

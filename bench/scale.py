@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from bench.rules import UNIT
 from cxrbase_model.codec import encode
@@ -41,7 +42,7 @@ def scale() -> dict[str, float]:
     commit. Milliseconds for each hospital and round (the same for all numbers where time is linear), and the memory that the run
     took at most above its start, megabytes.
     """
-    found = {}
+    found: dict[str, float] = {}
     for number in NUMBERS:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             seconds, peak = pool.submit(measure, number).result()
@@ -52,10 +53,13 @@ def scale() -> dict[str, float]:
 def measure(hospitals: int) -> tuple[float, float]:
     """Seconds of a round after the first, and bytes of memory at most above the start."""
     torch.set_num_threads(1)
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # Flower makes messages for a task alone
     _run(2)  # what a first use loads is not counted
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = _run(hospitals)
-    return (times[-1] - times[1]) / (len(times) - 2), float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
+    return (times[-1] - times[1]) / (len(times) - 2), float(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    ) * UNIT
 
 
 def _run(hospitals: int) -> list[float]:

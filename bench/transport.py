@@ -130,7 +130,7 @@ def _network(folder: Path, hospitals: int, *, ours: bool) -> Iterator[Path]:
 def _daemon(program: str, arguments: Sequence[str], folder: Path, switches: Mapping[str, str]) -> Iterator[None]:
     with (folder / f"{program}.log").open("ab") as log:
         process = subprocess.Popen(
-            [str(Path(sys.executable).parent / program), *arguments], env=_environment(folder) | switches, cwd=folder,
+            [str(Path(sys.executable).parent / program), *arguments], env=_environment(folder) | dict(switches), cwd=folder,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:

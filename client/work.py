@@ -95,7 +95,9 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     moments = memory.before() if stage.optimizer.state == "keep" else None
     mixing = Mixing(site.private, task, work.plan.aggregation.mixing)
     with proximal(model, work.plan.aggregation.proximal):
-        if (begun := mixing.begin(work.state)) is not work.state:  # within the block, for its pull is to the global weights
+        if (
+            begun := mixing.begin(work.state)
+        ) is not work.state:  # within the block, for its pull is to the global weights
             load_state(model, begun)
         result = pretrain(
             model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted

@@ -63,15 +63,18 @@ def measure(hospitals: int) -> tuple[float, float]:
 
 
 def _run(hospitals: int) -> list[float]:
-    """When each round was committed, the description of the hospitals first."""
+    with tempfile.TemporaryDirectory() as folder:
+        return rounds_of(hospitals, Path(folder))
+
+
+def rounds_of(hospitals: int, folder: Path) -> list[float]:
+    """Run the plan in an empty folder; when each round was committed, seconds, the description of the hospitals first."""
     plan, times = read(Plan, _PLAN), list[float]()
     grid = LocalGrid({number: hospital(f"h{number:04}", plan) for number in range(hospitals)})
-    with tempfile.TemporaryDirectory() as folder:
-        loop = RoundLoop(
-            Exchange(grid), RunStore.create(Path(folder), plan), Live(Path(folder)), expected=hospitals,
-            observers=[lambda record: times.append(time.perf_counter())],
-        )  # fmt: skip
-        loop.run()
+    RoundLoop(
+        Exchange(grid), RunStore.create(folder, plan), Live(folder), expected=hospitals,
+        observers=[lambda record: times.append(time.perf_counter())],
+    ).run()  # fmt: skip
     return times
 
 

@@ -78,3 +78,10 @@ def test_what_is_not_an_update_is_refused_before_memory_is_taken(case: str) -> N
 def test_five_in_a_hundred_numbers_take_less_than_a_twentieth_of_the_bytes() -> None:
     state = {"w": torch.randn(512, 768, generator=torch.Generator().manual_seed(1)) * 0.02}
     assert len(encode(state, Transport(update="topk", compress="zstd").up)) < 0.05 * 4 * size(state)
+
+
+def test_updates_may_be_compressed_otherwise_than_broadcasts() -> None:
+    both = Transport(broadcast="bf16", update="int8", compress="zstd")
+    assert (both.up, both.down("pretrain")) == (Packing("int8", "zstd"), Packing("bf16", "zstd"))
+    one = Transport(broadcast="bf16", update="int8", compress="zstd", compress_update="none")
+    assert (one.up, one.down("pretrain")) == (Packing("int8", "none"), Packing("bf16", "zstd"))

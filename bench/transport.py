@@ -26,7 +26,10 @@ _ROUNDS = 3
 _LOOK = 0.05  # seconds between looks at the peaks of the apps' processes
 _MOST_SECONDS = 900.0
 _MODEL = 4.0 * PARAMETERS
-_SWITCHES = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}  # as a deployment of ours sets it
+_SWITCHES = {
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+}  # as deployments of ours have it
 _TRANSPORT = {"broadcast": "bf16", "update": "int8", "compress": "zstd", "compress_update": "none"}
 _PLAN = {
     "schema": 1, "name": "transport", "data": {"findings": ["Nodule"]},

@@ -62,9 +62,10 @@ class WeightedMean:
             raise ValueError(f"weight: expected a positive whole number, found {weight}")
         if not self.fits(update, weight):
             raise ValueError("update: its largest element times its weight leaves the accumulator's range")
-        flat = {name: update[name].contiguous().view(-1) for name in self._shapes}
         for name, start, sums in self._pieces():
-            added = flat[name][start : start + len(sums)].double().mul_(weight * 2.0**FRACTION_BITS).round_()
+            if start == 0:  # a tensor at a time: an update may make them as they are read
+                flat = update[name].contiguous().view(-1)
+            added = flat[start : start + len(sums)].double().mul_(weight * 2.0**FRACTION_BITS).round_()
             sums += added.to(torch.int64).numpy()
             self._file.seek(-sums.nbytes, 1)
             sums.tofile(self._file)

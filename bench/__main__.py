@@ -1,4 +1,4 @@
-"""`python -m bench [PART...]`: run the parts, or all; the last line is JSON of part to figures."""
+"""`python -m bench [PART...]`: run the parts, or all that are short; the last line is JSON of part to figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
 from bench.rules import rules
+from bench.scale import scale
+from bench.transport import transport
 
 PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "cache": cache,
@@ -19,14 +21,19 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "fold": fold,
     "ingest": ingest,
     "rules": rules,
+    "scale": scale,
+    "transport": transport,
 }
+NAMED_ONLY = frozenset({"transport"})  # several minutes long, and of real networks
 
 
 def main() -> int:
     """Run the named parts; 2 where one is unknown."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    names = parser.parse_args().parts or list(PARTS)
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all but {', '.join(NAMED_ONLY)})"
+    )
+    names = parser.parse_args().parts or [name for name in PARTS if name not in NAMED_ONLY]
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         print(f"bench: PART: expected of {', '.join(PARTS)}, found {', '.join(unknown)}", file=sys.stderr)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
 
 from bench.timing import fastest
@@ -15,10 +18,10 @@ def fold() -> dict[str, float]:
     updates = [{name: torch.randn_like(tensor) * 0.01 for name, tensor in state.items()} for _ in range(8)]
 
     def folded() -> None:
-        mean = WeightedMean(state)
-        for update in updates:
-            mean.fold(update, 10)
-        mean.result()
+        with tempfile.TemporaryDirectory() as folder, WeightedMean(state, Path(folder) / "sums") as mean:
+            for update in updates:
+                mean.fold(update, 10)
+            mean.result()
 
     def kept() -> None:
         for name in state:

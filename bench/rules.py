@@ -23,7 +23,7 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 _UPDATES, _LAYERS, _SIDE = 8, 25, 1000  # 25 million parameters
-_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
 
 Measured = tuple[float, float]  # seconds, and bytes of memory at most above the start
 
@@ -92,4 +92,4 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT

@@ -5,11 +5,12 @@ arXiv 1901.09847), so that a coarse update loses nothing over many rounds.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from client.kept import Kept, forget_kept
 from cxrbase_model.codec import sent
 from cxrbase_model.messages import Task
-from cxrbase_model.state import State, add, is_finite, subtract
+from cxrbase_model.state import State, is_finite
 from cxrbase_model.transport import Packing
 
 FOLDER = "residual"
@@ -18,17 +19,28 @@ FOLDER = "residual"
 class Residual(Kept):
     """What earlier rounds of a task's stage have left out, below the hospital's private folder."""
 
+    durable: ClassVar[bool] = (
+        False  # what a power cut takes is a rounding error; waiting for the disk takes seconds a round
+    )
+
     def __init__(self, private: Path, task: Task) -> None:
         super().__init__(private / FOLDER, task)
 
     def encode(self, update: State, packing: Packing) -> bytes:
-        """An update, and what is owed from earlier ones, as a plan has it packed; what that leaves out is kept. OSError on a full disk."""
+        """An update, and what is owed from earlier ones, as a plan has it packed; what that leaves out is kept. OSError on a full disk.
+
+        The memory of `update` is used for that: its numbers are others afterwards.
+        """
         owed = None if packing.is_exact else self.before()
-        total = update if owed is None else add(update, owed)
-        packed, arrives = sent(total, packing)
-        left = {} if packing.is_exact else subtract(total, arrives)
-        if is_finite(left):  # else the server rejects the update, and later ones shall not suffer
-            self.keep(left)
+        for name in update if owed is not None else ():
+            update[name] += owed.pop(name)  # type: ignore[union-attr]
+        packed, arrives = sent(update, packing)
+        if packing.is_exact:
+            return packed
+        for name in update:
+            update[name] -= arrives[name]
+        if is_finite(update):  # else the server rejects the update, and later ones shall not suffer
+            self.keep(update)
         return packed
 
 

@@ -23,6 +23,7 @@ class Kept:
     """The tensors of the stage that a task belongs to, in a folder for their sort."""
 
     stages_kept: ClassVar[int] = 4  # of runs that were interrupted by others
+    durable: ClassVar[bool] = True  # whether a power cut must not cost them
 
     def __init__(self, folder: Path, task: Task) -> None:
         key = hashlib.sha256(f"{task.run}\n{task.plan_digest}\n{task.stage}".encode()).hexdigest()[:16]
@@ -47,7 +48,7 @@ class Kept:
             return
         private_folder(self._top)
         private_folder(self._folder)
-        write_private(self._file(self._round), pack(tensors))
+        write_private(self._file(self._round), pack(tensors), durable=self.durable)
         for number in self._rounds():
             if number > self._round or number <= self._round - _ROUNDS_KEPT:
                 self._file(number).unlink(missing_ok=True)

@@ -12,6 +12,8 @@ import torch
 
 from client.app import perform
 from client.feedback import Residual
+from client.kept import Kept
+from client.mixing import Mixing
 from client.moments import Moments
 from client.own import Own
 from client.policy import Refused, objection
@@ -57,9 +59,15 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
         except Refused as refused:
             code = refused.code
         finally:
-            for kept in (Moments(site.private, task), Residual(site.private, task), Own(site.private, task)):
+            for kept in _kept(site, task, plan):
                 kept.drop()
         yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
+
+
+def _kept(site: Site, task: Task, plan: Plan) -> tuple[Kept, ...]:
+    """What a task has left for a next round that does not come."""
+    mixing = Mixing(site.private, task, plan.aggregation.mixing)
+    return Moments(site.private, task), Residual(site.private, task), Own(site.private, task), mixing
 
 
 def _task(plan: Plan, stage: Stage) -> Task | None:
@@ -75,7 +83,7 @@ def _task(plan: Plan, stage: Stage) -> Task | None:
         else:
             return None
         state = state_of(build_classifier(plan, model_stage))
-    packed, state = sent(state, plan.transport.down(stage.kind))
+    packed, arrives = sent(state, plan.transport.down(stage.kind))
     return Task(
         stage.kind,
         _RUN,
@@ -85,7 +93,7 @@ def _task(plan: Plan, stage: Stage) -> Task | None:
         model_stage.name,
         plan_to_text(plan),
         plan.digest,
-        digest(state),
+        digest(arrives),
         packed,
     )
 

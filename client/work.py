@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client.dataset import Cache, batches
 from client.feedback import Residual
+from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
 from client.policy import Refused, Work, check_plan, check_size, check_task
@@ -92,11 +93,17 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     stream = (images for images, _ in batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs))
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
+    mixing = Mixing(site.private, task, work.plan.aggregation.mixing)
     with proximal(model, work.plan.aggregation.proximal):
+        if (
+            begun := mixing.begin(work.state)
+        ) is not work.state:  # within the block, for its pull is to the global weights
+            load_state(model, begun)
         result = pretrain(
             model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
         )
     memory.keep(result.moments)
+    mixing.end(state_of(model))
     return _reply(task, site, work, model, result, {"validation_loss": held_out})
 
 

@@ -186,6 +186,13 @@ class Aggregation:
         high=100.0,
         why="FedProx (Li et al. 2020, arXiv 1812.06127): pull of the local weights towards the global ones; 0 for none",
     )
+    mixing: float = knob(
+        0.0,
+        low=0.0,
+        high=1e6,
+        why="FedEMA (Zhuang et al. 2022, arXiv 2204.04385) in pretraining: share of the global encoder in what a hospital trains from, "
+        "per unit of its distance to the hospital's own; 0 for the global one alone",
+    )
     keep_local: tuple[str, ...] = knob(
         (),
         why="patterns of tensors that each hospital trains for itself, such as decoder.* or *norm* (FedBN, Li et al. 2021, "

@@ -1,14 +1,17 @@
 """How a state or an update is packed for the wire and for the disk: safetensors, which holds tensors and nothing that runs.
 
-On the wire a plan may ask for fewer bits (`Packing`): bfloat16, or int8 with one float32 scale for each row of a matrix. Both sides
+On the wire a plan may ask for fewer bits (`Packing`): bfloat16, int8 with one float32 scale for each row of a matrix, or
+of updates the largest numbers alone (`sparse`). Both sides
 work with what unpacking gives, and its digest is what they compare. zstd goes over the bytes of all numbers sorted by significance,
 since sign and exponent repeat and the last bits of a number do not.
 """
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -16,14 +19,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cxrbase_model.state import State, size
-from cxrbase_model.transport import Packing
+from cxrbase_model import sparse
+from cxrbase_model.state import State
+from cxrbase_model.transport import SPARSE, Packing
 
 _SCALE = "scale:"  # before the name of the tensor whose rows it scales; no parameter's name has a colon
 _STEPS = 127
 _LENGTH = struct.Struct("<Q")  # in front of compressed bytes: how many they become
 _LEVEL = 1  # zstd's higher levels gain nothing on weights
-_WIDTHS = {"float32": 4, "bf16": 2, "int8": 1}  # bytes of a number
+_WIDTHS = {"float32": 4, "bf16": 2, "int8": 1, SPARSE: 2}  # bytes of a number
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip  # safetensors' names
 _HEADER_ROOM = 16 << 20  # bytes that names and shapes may take
 
 
@@ -33,7 +41,25 @@ class CodecError(ValueError):
 
 def pack(state: Mapping[str, Tensor]) -> bytes:
     """The bytes of a state; the same state gives the same bytes."""
-    return safetensors.torch.save({name: state[name].contiguous() for name in sorted(state)})
+    return b"".join(parts(state))
+
+
+def parts(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of `pack`, a tensor at a time and without a copy: safetensors' own function would hold two of the whole."""
+    names = sorted(state, key=lambda name: (-state[name].element_size(), name))  # safetensors aligns numbers so
+    header, end = {}, 0
+    for name in names:
+        start, end = end, end + state[name].numel() * state[name].element_size()
+        kind = _DTYPES[state[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(state[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH.size)
+    yield _LENGTH.pack(len(text)) + text
+    for name in names:
+        flat = state[name].detach().contiguous().view(-1)
+        if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
+            flat = flat.new_empty(flat.shape).copy_(flat)
+        yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
 
 
 def unpack(data: bytes) -> State:
@@ -47,10 +73,11 @@ def unpack(data: bytes) -> State:
 def encode(state: Mapping[str, Tensor], packing: Packing) -> bytes:
     """The bytes of a float32 state as a plan wants them on the wire; the same state gives the same bytes."""
     if packing.precision == "bf16":
-        state = {name: tensor.bfloat16() for name, tensor in state.items()}
-    elif packing.precision == "int8":
-        state = _to_int8(state)
-    data = pack(state)
+        data = pack({name: tensor.bfloat16() for name, tensor in state.items()})
+    elif packing.precision == SPARSE:
+        data = pack(sparse.thin(state, packing.keep))
+    else:
+        data = pack(_to_int8(state) if packing.precision == "int8" else state)
     return _compressed(data, packing) if packing.compress == "zstd" else data
 
 
@@ -61,39 +88,104 @@ def decode(data: bytes, packing: Packing, parameters: int) -> State:
     state = unpack(data)
     if packing.precision == "bf16":
         return _from_bf16(state)
+    if packing.precision == SPARSE:
+        return _from_sparse(state, parameters)
     return _from_int8(state) if packing.precision == "int8" else state
 
 
-def sent(state: State, packing: Packing) -> tuple[bytes, State]:
-    """The bytes that leave for a state, and the state that everybody has who gets them."""
-    data = encode(state, packing)
-    return data, state if packing.is_exact else decode(data, packing, size(state))
+def opened(data: bytes, packing: Packing, parameters: int) -> Mapping[str, Tensor]:
+    """As `decode`, but an int8 state stays packed, and each tensor becomes float32 when it is asked for: a quarter of the memory."""
+    if packing.precision != "int8":
+        return decode(data, packing, parameters)
+    if packing.compress == "zstd":
+        data = _decompressed(data, packing, 5 * parameters + _HEADER_ROOM)
+    packed = unpack(data)
+    return Opened(packed, _scaled_names(packed))
+
+
+class Opened(Mapping[str, Tensor]):
+    """The float32 tensors of an int8 state, made as they are read."""
+
+    def __init__(self, packed: State, names: list[str]) -> None:
+        self._packed, self._names = packed, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor; KeyError where there is none of the name."""
+        self._names[name]
+        return _restored(self._packed[name], self._packed[_SCALE + name])
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """The number of tensors."""
+        return len(self._names)
+
+
+def sent(state: State, packing: Packing) -> tuple[bytes, Mapping[str, Tensor]]:
+    """The bytes that leave for a state, and the state that everybody has who gets them, which is made of `state` as it is read."""
+    return encode(state, packing), state if packing.is_exact else Rounded(state, packing)
+
+
+class Rounded(Mapping[str, Tensor]):
+    """A state as it arrives; each tensor is rounded when it is asked for, so that no second model is held."""
+
+    def __init__(self, state: Mapping[str, Tensor], packing: Packing) -> None:
+        self._state, self._packing = state, packing
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor as it unpacks."""
+        if self._packing.precision == "bf16":
+            return self._state[name].bfloat16().float()
+        if self._packing.precision == SPARSE:
+            return sparse.thinned(self._state[name], self._packing.keep)
+        return _restored(*_steps(self._state[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        """The number of tensors."""
+        return len(self._state)
+
+
+def _steps(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row over its largest magnitude, in whole steps of 1/127 of it; a vector is one row. Not finite in, not finite out."""
+    rows = _rows(tensor)
+    scale = rows.abs().amax(dim=1, keepdim=True) / _STEPS if rows.numel() else rows.new_zeros(len(rows), 1)
+    steps = (rows / scale).nan_to_num_(0.0).round_().clamp_(-_STEPS, _STEPS)  # NaN where a row is all zeros
+    return steps.to(torch.int8).reshape(tensor.shape), scale.flatten()
+
+
+def _restored(steps: Tensor, scale: Tensor) -> Tensor:
+    """The numbers of steps and the scales of their rows."""
+    return _rows(steps).float().mul_(scale[:, None]).reshape(steps.shape)
 
 
 def _to_int8(state: Mapping[str, Tensor]) -> State:
-    """Each row over its largest magnitude, in whole steps of 1/127 of it; a vector is one row. Not finite in, not finite out."""
     packed: State = {}
     for name, tensor in state.items():
-        rows = _rows(tensor)
-        scale = rows.abs().amax(dim=1, keepdim=True) / _STEPS if rows.numel() else rows.new_zeros(len(rows), 1)
-        steps = (rows / scale).nan_to_num(0.0).round().clamp(-_STEPS, _STEPS)  # NaN where a row is all zeros
-        packed[name] = steps.to(torch.int8).reshape(tensor.shape)
-        packed[_SCALE + name] = scale.flatten()
+        packed[name], packed[_SCALE + name] = _steps(tensor)
     return packed
 
 
 def _from_int8(packed: State) -> State:
-    state: State = {}
-    for name, steps in packed.items():
-        if name.startswith(_SCALE):
-            continue
-        rows, scale = _rows(steps), packed.get(_SCALE + name)
-        if scale is None or scale.shape != rows.shape[:1] or (steps.dtype, scale.dtype) != (torch.int8, torch.float32):
+    return {name: _restored(packed[name], packed[_SCALE + name]) for name in _scaled_names(packed)}
+
+
+def _scaled_names(packed: State) -> list[str]:
+    """The names of int8 tensors that all have their scales; CodecError where anything else is among them."""
+    names = [name for name in packed if not name.startswith(_SCALE)]
+    for name in names:
+        steps, scale = packed[name], packed.get(_SCALE + name)
+        fits = scale is not None and scale.shape == _rows(steps).shape[:1]
+        if scale is None or not fits or (steps.dtype, scale.dtype) != (torch.int8, torch.float32):
             raise CodecError("expected int8 tensors, each with a float32 scale for its rows")
-        state[name] = (rows.float() * scale[:, None]).reshape(steps.shape)
-    if len(packed) != 2 * len(state):
+    if len(packed) != 2 * len(names):
         raise CodecError("expected a tensor for each scale")
-    return state
+    return names
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -104,15 +196,21 @@ def _rows(tensor: Tensor) -> Tensor:
 def _from_bf16(state: State) -> State:
     if any(tensor.dtype != torch.bfloat16 for tensor in state.values()):
         raise CodecError("expected bfloat16 tensors")
-    return {name: tensor.float() for name, tensor in state.items()}
+    return {name: state.pop(name).float() for name in list(state)}
+
+
+def _from_sparse(packed: State, parameters: int) -> State:
+    try:
+        return sparse.dense(packed, parameters)
+    except sparse.SparseError as error:
+        raise CodecError(str(error)) from None
 
 
 def _compressed(data: bytes, packing: Packing) -> bytes:
     from imagecodecs import zstd_encode  # imported here: only this choice needs it
 
-    return _LENGTH.pack(len(data)) + bytes(
-        zstd_encode(_by_significance(data, _WIDTHS[packing.precision]), level=_LEVEL)
-    )
+    packed = zstd_encode(_by_significance(data, _WIDTHS[packing.precision]), level=_LEVEL)
+    return b"".join((_LENGTH.pack(len(data)), packed))
 
 
 def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
@@ -123,7 +221,8 @@ def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
     if length > most:
         raise CodecError(f"expected at most {most} bytes in {len(data)} compressed ones")
     try:
-        plain = bytes(zstd_decode(data[_LENGTH.size :], out=length))
+        body: Any = memoryview(data)[_LENGTH.size :]  # any buffer will do, whatever its types say
+        plain = bytes(zstd_decode(body, out=length))
     except ZstdError:
         raise CodecError(f"expected zstd, found {len(data)} bytes of something else") from None
     if len(plain) != length:
@@ -133,11 +232,15 @@ def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
 
 def _by_significance(data: bytes, width: int) -> bytes:
     """All first bytes of numbers that are `width` bytes wide, then all second ones; what is left at the end stays there."""
-    whole = len(data) - len(data) % width
-    return np.frombuffer(data, np.uint8, whole).reshape(-1, width).T.tobytes() + data[whole:]
+    return data if width == 1 else _transposed(data, width, (-1, width))
 
 
 def _in_order(data: bytes, width: int) -> bytes:
     """The inverse of `_by_significance`."""
+    return data if width == 1 else _transposed(data, width, (width, -1))
+
+
+def _transposed(data: bytes, width: int, shape: tuple[int, int]) -> bytes:
     whole = len(data) - len(data) % width
-    return np.frombuffer(data, np.uint8, whole).reshape(width, -1).T.tobytes() + data[whole:]
+    turned = np.frombuffer(data, np.uint8, whole).reshape(shape).T.tobytes()
+    return turned + data[whole:] if whole < len(data) else turned

@@ -23,20 +23,25 @@ def open_private(path: Path, flags: int) -> BinaryIO:
     return os.fdopen(handle, "r+b" if flags & os.O_RDWR else "wb")
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file that is there whole or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    durable: false leaves out both fsync, for what may be lost in a power cut.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -76,7 +76,7 @@ def mismatch(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> st
 
 def is_finite(state: Mapping[str, Tensor]) -> bool:
     """Whether every number of a state is finite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    return all(bool(torch.isfinite(torch.stack(tensor.aminmax())).all()) for tensor in state.values() if tensor.numel())
 
 
 def norm(state: Mapping[str, Tensor]) -> float:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from cxrbase_model.settings import knob
 
 PRECISIONS = ("float32", "bf16", "int8")
+SPARSE = "topk"  # of updates alone: most numbers are left out
 COMPRESSIONS = ("none", "zstd")
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How a state travels: one of PRECISIONS, and one of COMPRESSIONS."""
+    """How a state travels: one of PRECISIONS or SPARSE, one of COMPRESSIONS, and the share of numbers that SPARSE keeps."""
 
     precision: str = "float32"
     compress: str = "none"
+    keep: float = 1.0
 
     @property
     def is_exact(self) -> bool:
@@ -37,10 +39,18 @@ class Transport:
     )
     update: str = knob(
         "float32",
-        choices=PRECISIONS,
-        why="precision of updates; what rounding leaves out stays in the hospital and is added to its next update",
+        choices=(*PRECISIONS, SPARSE),
+        why="precision of updates; topk sends the largest numbers of each tensor alone, as bf16 (Aji and Heafield 2017, arXiv "
+        "1704.05021); what is left out stays in the hospital and is added to its next update",
     )
+    keep: float = knob(0.05, low=1e-5, high=1.0, why="share of each tensor's numbers that topk sends, at least one")
     compress: str = knob("none", choices=COMPRESSIONS, why="lossless compression of both")
+
+    compress_update: str = knob(
+        "same",
+        choices=("same", *COMPRESSIONS),
+        why="another choice for updates: int8 hardly gets smaller, for seconds of work",
+    )
 
     def down(self, kind: str) -> Packing:
         """How the weights of a round of that kind are packed; an evaluation is of the very weights that are exported."""
@@ -49,4 +59,5 @@ class Transport:
     @property
     def up(self) -> Packing:
         """How updates are packed."""
-        return Packing(self.update, self.compress)
+        compress = self.compress if self.compress_update == "same" else self.compress_update
+        return Packing(self.update, compress, self.keep if self.update == SPARSE else 1.0)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrbase_model.codec import CodecError, decode
+from cxrbase_model.codec import CodecError, opened
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import EvaluateStage, Stage
-from cxrbase_model.state import State, is_finite, mismatch, norm, size
+from cxrbase_model.state import is_finite, mismatch, norm, size
 from cxrbase_model.transport import EXACT, Packing
 
 MOST_EXAMPLES = 10_000_000  # no hospital shows a model more pictures in a round; a weight beyond it is a lie or a bug
@@ -23,7 +23,7 @@ MOST_EXAMPLES = 10_000_000  # no hospital shows a model more pictures in a round
 class Admitted:
     """An update that may be folded in, with its weight and its Euclidean norm."""
 
-    update: State
+    update: Mapping[str, Tensor]  # made of what arrived as it is read
     examples: int
     norm: float
 
@@ -89,7 +89,7 @@ def admit_update(
     if reply.examples > most_examples:
         raise Rejected(Code.CLAIM)
     try:
-        update = decode(reply.update, packing, size(reference))
+        update = opened(reply.update, packing, size(reference))
     except CodecError:
         raise Rejected(Code.MALFORMED) from None
     problem = mismatch(update, reference)

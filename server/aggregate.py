@@ -6,8 +6,14 @@ repeated round gives the same bits, while each reply is folded in at once and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,33 +21,54 @@ from cxrbase_model.state import State
 
 FRACTION_BITS = 32  # resolution 2^-32 of weight x update: far below float32's own at the size of weights
 _LIMIT = 2.0**62 / 2.0**FRACTION_BITS
+_PIECE = 1 << 18  # numbers that are summed at a time: 2 MB of sums, which stay in the processor's cache
 
 
 class WeightedMean:
     """The mean of updates weighted by examples, or all alike (McMahan et al. 2017, arXiv 1602.05629).
 
-    Memory: one int64 accumulator of the model's size, whatever the number of hospitals. The error of each element is at
-    most (number of updates) / (2^33 x total weight).
+    A context manager: the sums, 8 bytes for each parameter whatever the number of hospitals, are a file in `folder`, which is
+    removed before and after. In memory is a piece of them at a time. The error of each element is at most (number of updates) /
+    (2^33 x total weight).
     """
 
-    def __init__(self, reference: Mapping[str, Tensor]) -> None:
-        self._sums = {name: torch.zeros_like(tensor, dtype=torch.int64) for name, tensor in reference.items()}
+    def __init__(self, reference: Mapping[str, Tensor], folder: Path) -> None:
+        self._shapes = {name: tensor.shape for name, tensor in reference.items()}
+        self._folder = folder
         self.total_weight = 0
         self.count = 0
 
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        self._file = (self._folder / "sums.i64").open("w+b", buffering=0)
+        self._file.truncate(8 * sum(math.prod(shape) for shape in self._shapes.values()))  # reads as zeros
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
         """Whether an update can be added without leaving the accumulator's range, room for 1,000 like it included."""
-        largest = max((float(tensor.abs().max()) for tensor in update.values() if tensor.numel()), default=0.0)
+        largest = max((_largest(tensor) for tensor in update.values() if tensor.numel()), default=0.0)
         return largest * weight * 1000 < _LIMIT
 
     def fold(self, update: Mapping[str, Tensor], weight: int) -> None:
-        """Add one update; `weight` is a positive whole number. ValueError where it is not, or the range is left."""
+        """Add one update; `weight` is a positive whole number. ValueError where it is not, or the range is left; OSError on a full disk."""
         if weight < 1:
             raise ValueError(f"weight: expected a positive whole number, found {weight}")
         if not self.fits(update, weight):
             raise ValueError("update: its largest element times its weight leaves the accumulator's range")
-        for name, total in self._sums.items():
-            total += torch.round(update[name].double() * (weight * 2.0**FRACTION_BITS)).to(torch.int64)
+        for name, start, sums in self._pieces():
+            if start == 0:  # a tensor at a time: an update may make them as they are read
+                flat = update[name].contiguous().view(-1)
+            added = flat[start : start + len(sums)].double().mul_(weight * 2.0**FRACTION_BITS).round_()
+            sums += added.to(torch.int64).numpy()
+            self._file.seek(-sums.nbytes, 1)
+            sums.tofile(self._file)
         self.total_weight += weight
         self.count += 1
 
@@ -50,4 +77,21 @@ class WeightedMean:
         if not self.count:
             raise ValueError("mean of no updates")
         scale = self.total_weight * 2.0**FRACTION_BITS
-        return {name: (total.double() / scale).float() for name, total in self._sums.items()}
+        mean = {name: torch.empty(shape, dtype=torch.float32) for name, shape in self._shapes.items()}
+        for name, start, sums in self._pieces():
+            mean[name].view(-1).numpy()[start : start + len(sums)] = sums / scale
+        return mean
+
+    def _pieces(self) -> Iterator[tuple[str, int, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
+        """Each piece of the sums with its tensor's name and its first element there; the file stands at its end."""
+        self._file.seek(0)
+        for name, shape in self._shapes.items():
+            size = math.prod(shape)
+            for start in range(0, size, _PIECE):
+                yield name, start, np.fromfile(self._file, np.int64, min(_PIECE, size - start))
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude, without a copy of the tensor."""
+    low, high = tensor.aminmax()
+    return max(-float(low), float(high))

@@ -15,7 +15,7 @@ from server.rules.gathering import Gathering
 
 
 class Intake:
-    """The replies of one attempt. `state` are the weights as they were sent, `usual` the median norm of the stage's last rounds."""
+    """The replies of one attempt. `state` has the names and shapes of the weights, `usual` the median norm of the stage's last rounds."""
 
     def __init__(
         self, plan: Plan, task: Task, state: Mapping[str, Tensor], gathered: Gathering, usual: float | None

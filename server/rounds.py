@@ -205,7 +205,7 @@ class RoundLoop:
         )  # fmt: skip
         usual = usual_norm(self._store.records(), item.stage.name)
         with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
-            intake = Intake(self._plan, task, state, gathered, usual)
+            intake = Intake(self._plan, task, before, gathered, usual)  # names and shapes are those of `state`
             self._ask(cohort, task, intake)
             self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
             if intake.admitted < federation.quorum:

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from cxrbase_model.codec import CodecError, pack, unpack
+from cxrbase_model.codec import CodecError, parts, unpack
 from cxrbase_model.files import sync_folder
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.settings import SettingsError, to_mapping
@@ -125,9 +125,9 @@ class RunStore:
         draft.mkdir(parents=True)
         _write_synced(draft / "record.json", _line({**record, "ends_stage": ends_stage}))
         if state is not None:
-            _write_synced(draft / "state.safetensors", pack(state))
+            _write_synced(draft / "state.safetensors", *parts(state))
         if memory:
-            _write_synced(draft / "step.safetensors", pack(memory))
+            _write_synced(draft / "step.safetensors", *parts(memory))
         sync_folder(draft)
         draft.rename(final)
         sync_folder(final.parent)
@@ -157,7 +157,7 @@ class RunStore:
         record = json.loads((checkpoint / "record.json").read_text(encoding="utf-8"))
         weights = checkpoint / "state.safetensors"
         if record.pop("ends_stage") and weights.exists():
-            write_atomic(self.folder / "stages" / f"{record['stage']}.safetensors", weights.read_bytes())
+            _copy_atomic(weights, self.folder / "stages" / f"{record['stage']}.safetensors")
         if record["round"] >= self.next_round:
             with (self.folder / "rounds.jsonl").open("ab") as file:
                 file.write(_line(record))
@@ -193,9 +193,20 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _copy_atomic(source: Path, path: Path) -> None:
+    """As `write_atomic`, of a file that need not fit into memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    shutil.copyfile(source, draft)
+    with draft.open("rb+") as file:
+        os.fsync(file.fileno())
+    draft.rename(path)
+    sync_folder(path.parent)
+
+
+def _write_synced(path: Path, *data: bytes | memoryview) -> None:
     with path.open("wb") as file:
-        file.write(data)
+        file.writelines(data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cxrbase_model.aggregation import Add
 from cxrbase_model.plan import EvaluateStage, Round
-from cxrbase_model.state import State, add
+from cxrbase_model.state import State
 from server.initial import initial_state
 from server.rules.step import step
 from server.store import RunStore
@@ -28,9 +28,11 @@ class GlobalModel:
         return self._store.state(item.number - 1)
 
     def advance(self, item: Round, state: State, update: State) -> tuple[State, State]:
-        """The weights after a training round that started from `state`, and what the step remembers."""
+        """The weights after a training round that started from `state`, and what the step remembers; `update` is used up."""
         move, memory = step(self._store.plan.aggregation.step, update, self._memory(item))
-        after = add(state, move)
+        for name, tensor in move.items():  # in place: a third model is not held
+            tensor += state[name]
+        after = move
         self._newest = (item.number, after, memory)
         return after, memory
 

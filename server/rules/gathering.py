@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cxrbase_model.aggregation import AngleMean, BoundedMean, Mean, Rule
 from cxrbase_model.state import State
+from server.aggregate import WeightedMean
 from server.rules.linear import AngleWeighted, Bounded, Plain
 from server.rules.rank import Ranked
 from server.rules.spool import Spool
@@ -37,12 +38,17 @@ def gathering(rule: Rule, state: Mapping[str, Tensor], folder: Path, usual_norm:
 
     usual_norm: the median norm of the stage's last rounds, None in its first one.
     """
-    if isinstance(rule, Mean):
-        yield Plain(state)
-    elif isinstance(rule, BoundedMean):
-        yield Bounded(state, rule.bound or (rule.factor * usual_norm if usual_norm is not None else None))
-    elif isinstance(rule, AngleMean):
-        yield AngleWeighted(state)
+    if isinstance(rule, Mean | BoundedMean | AngleMean):
+        with WeightedMean(state, folder / SPOOL) as mean:
+            yield _linear(rule, mean, state, usual_norm)
     else:
         with Spool(folder / SPOOL, state) as spool:
             yield Ranked(rule, spool)
+
+
+def _linear(
+    rule: Mean | BoundedMean | AngleMean, mean: WeightedMean, state: Mapping[str, Tensor], usual_norm: float | None
+) -> Gathering:
+    if isinstance(rule, BoundedMean):
+        return Bounded(mean, rule.bound or (rule.factor * usual_norm if usual_norm is not None else None))
+    return AngleWeighted(mean, state) if isinstance(rule, AngleMean) else Plain(mean)

@@ -13,8 +13,8 @@ from server.aggregate import FRACTION_BITS, WeightedMean
 class Plain:
     """The weighted mean itself."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._mean = WeightedMean(state)
+    def __init__(self, mean: WeightedMean) -> None:
+        self._mean = mean
 
     def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
         """Whether the accumulator's range holds it."""
@@ -32,8 +32,8 @@ class Plain:
 class Bounded(Plain):
     """The weighted mean of updates whose norm is at most `bound`; None for no bound."""
 
-    def __init__(self, state: Mapping[str, Tensor], bound: float | None) -> None:
-        super().__init__(state)
+    def __init__(self, mean: WeightedMean, bound: float | None) -> None:
+        super().__init__(mean)
         self._bound = bound
 
     def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
@@ -58,8 +58,8 @@ class AngleWeighted(Plain):
     where either is all zeros and has no direction.
     """
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        super().__init__(state)
+    def __init__(self, mean: WeightedMean, state: Mapping[str, Tensor]) -> None:
+        super().__init__(mean)
         self._state = state
         self._total = 0
         self._shares = dict.fromkeys(state, 0)  # sums of weight x cosine, fixed point as in the accumulator

@@ -14,7 +14,7 @@ from cxrbase_model.messages import Task
 from cxrbase_model.state import State, norm, size, subtract
 from cxrbase_model.transport import EXACT, Packing
 
-COARSE = [Packing("int8"), Packing("bf16", "zstd")]
+COARSE = [Packing("int8"), Packing("bf16", "zstd"), Packing("topk", "zstd", 0.2)]
 
 
 def update(number: int) -> State:

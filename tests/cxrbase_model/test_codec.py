@@ -7,9 +7,10 @@ import math
 import struct
 
 import pytest
+import safetensors.torch
 import torch
 
-from cxrbase_model.codec import CodecError, decode, encode, pack, sent
+from cxrbase_model.codec import CodecError, decode, encode, opened, pack, sent
 from cxrbase_model.state import State, digest, size
 from cxrbase_model.transport import COMPRESSIONS, EXACT, PRECISIONS, Packing
 
@@ -64,6 +65,26 @@ def test_what_everybody_gets_is_what_the_sender_keeps_and_is_the_same_each_time(
     data, kept = sent(state, packing)
     assert digest(decode(data, packing, size(state))) == digest(kept)
     assert data == encode(dict(reversed(state.items())), packing)
+
+
+@pytest.mark.parametrize("packing", ALL, ids=str)
+def test_an_opened_state_reads_as_the_decoded_one(packing: Packing) -> None:
+    data = encode(drawn(), packing)
+    read, whole = opened(data, packing, size(drawn())), decode(data, packing, size(drawn()))
+    assert read.keys() == whole.keys()
+    assert digest(read) == digest(whole)
+
+
+def test_scales_are_not_read_as_tensors_of_an_opened_state() -> None:
+    read = opened(encode({"w": torch.ones(2)}, Packing("int8")), Packing("int8"), 2)
+    assert list(read) == ["w"]
+    with pytest.raises(KeyError):
+        read["scale:w"]
+
+
+def test_packed_bytes_are_those_of_safetensors_itself() -> None:
+    state = {**drawn(), "steps": torch.ones(3, 5, dtype=torch.int8), "halves": torch.ones(7, dtype=torch.bfloat16)}
+    assert pack(state) == safetensors.torch.save({name: state[name].contiguous() for name in sorted(state)})
 
 
 def test_the_exact_packing_is_that_of_the_disk() -> None:

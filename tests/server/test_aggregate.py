@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from server.aggregate import WeightedMean
+
+
+@pytest.fixture
+def mean(tmp_path: Path) -> Iterator[WeightedMean]:
+    with WeightedMean({"w": torch.zeros(2)}, tmp_path / "sums") as opened:
+        yield opened
 
 
 def updates() -> list[tuple[dict[str, torch.Tensor], int]]:
@@ -18,10 +27,10 @@ def updates() -> list[tuple[dict[str, torch.Tensor], int]]:
 
 
 def mean_of(pairs: list[tuple[dict[str, torch.Tensor], int]]) -> torch.Tensor:
-    mean = WeightedMean({"w": torch.zeros(5, 4)})
-    for update, weight in pairs:
-        mean.fold(update, weight)
-    return mean.result()["w"]
+    with tempfile.TemporaryDirectory() as folder, WeightedMean({"w": torch.zeros(5, 4)}, Path(folder) / "sums") as mean:
+        for update, weight in pairs:
+            mean.fold(update, weight)
+        return mean.result()["w"]
 
 
 def test_it_equals_the_mean_summed_one_number_at_a_time() -> None:
@@ -43,8 +52,7 @@ def test_one_update_comes_back_unchanged() -> None:
     torch.testing.assert_close(mean_of([(update, 7)]), update["w"], rtol=1e-7, atol=1e-10)
 
 
-def test_an_update_beyond_the_range_is_refused_and_leaves_the_sum_alone() -> None:
-    mean = WeightedMean({"w": torch.zeros(2)})
+def test_an_update_beyond_the_range_is_refused_and_leaves_the_sum_alone(mean: WeightedMean) -> None:
     mean.fold({"w": torch.ones(2)}, 1)
     with pytest.raises(ValueError, match="range"):
         mean.fold({"w": torch.tensor([1e9, 0.0])}, 1000)
@@ -52,11 +60,35 @@ def test_an_update_beyond_the_range_is_refused_and_leaves_the_sum_alone() -> Non
 
 
 @pytest.mark.parametrize("weight", [0, -1])
-def test_a_weight_that_is_not_positive_is_refused(weight: int) -> None:
+def test_a_weight_that_is_not_positive_is_refused(mean: WeightedMean, weight: int) -> None:
     with pytest.raises(ValueError, match="weight"):
-        WeightedMean({"w": torch.zeros(2)}).fold({"w": torch.ones(2)}, weight)
+        mean.fold({"w": torch.ones(2)}, weight)
 
 
-def test_the_mean_of_nothing_is_an_error() -> None:
+def test_the_mean_of_nothing_is_an_error(mean: WeightedMean) -> None:
     with pytest.raises(ValueError, match="no updates"):
-        WeightedMean({"w": torch.zeros(2)}).result()
+        mean.result()
+
+
+def test_tensors_longer_than_a_piece_and_empty_ones_come_back_whole(tmp_path: Path) -> None:
+    state = {
+        "long": torch.arange((1 << 18) + 3, dtype=torch.float32),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(7.0),
+    }
+    with WeightedMean(state, tmp_path / "sums") as mean:
+        mean.fold(state, 1)
+        mean.fold({name: 3 * tensor for name, tensor in state.items()}, 1)
+        result = mean.result()
+    assert {name: tensor.shape for name, tensor in result.items()} == {name: each.shape for name, each in state.items()}
+    assert all(torch.equal(result[name], 2 * state[name]) for name in state)
+
+
+def test_sums_that_a_killed_attempt_left_do_not_count_and_none_are_left_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    (folder / "sums.i64").write_bytes(b"\x7f" * 16)
+    with WeightedMean({"w": torch.zeros(2)}, folder) as mean:
+        mean.fold({"w": torch.ones(2)}, 1)
+        assert torch.equal(mean.result()["w"], torch.ones(2))
+    assert not folder.exists()

@@ -22,7 +22,7 @@ from sim.tiny import write_tiny_hospital
 
 EVERYTHING = {
     "aggregation": {
-        "rule": {"kind": "geometric-median"}, "step": {"kind": "fedavgm", "momentum": 0.1}, "proximal": 0.01,
+        "rule": {"kind": "geometric-median"}, "step": {"kind": "fedavgm", "momentum": 0.1}, "proximal": 0.01, "mixing": 0.01,
         "keep_local": ["decoder.*"],
     },
     "transport": {"broadcast": "bf16", "update": "int8", "compress": "zstd"},
@@ -87,3 +87,15 @@ def test_everything_at_once_is_admitted_and_learns(tmp_path: Path) -> None:
     records = run(tmp_path, plan(**EVERYTHING))
     assert [record["rejected"] for record in records] == [[]] * 6
     assert held_out(records)[-1] < held_out(records)[0]
+
+
+def test_the_largest_fifth_of_each_update_learns_nearly_as_much_as_the_whole(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", plan())
+    thin = run(tmp_path / "thin", plan(transport={"update": "topk", "keep": 0.2, "compress": "zstd"}))
+    before, after = held_out(whole)[0], held_out(whole)[-1]
+    assert [record["rejected"] for record in thin] == [[]] * 6
+    assert before - held_out(thin)[-1] > 0.5 * (before - after)
+    received = [
+        sum(line["bytes_received"] for line in records if line["kind"] == "pretrain") for records in (thin, whole)
+    ]
+    assert received[0] < 0.2 * received[1]

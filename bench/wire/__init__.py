@@ -1,0 +1,1 @@
+"""The two apps that `bench.transport` compares, each a file that is shipped to Flower by itself."""

@@ -1,0 +1,65 @@
+"""The production round loop over clients that check a task and answer as a hospital does, with a small change in place of training.
+
+The change is a share of the weights and not a constant: a constant would pack into nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from bench.wire.notes import SHIFT, committed, loaded, note
+from client.feedback import Residual
+from client.policy import check_task
+from cxrbase_model.messages import Reply, reply_to_message, task_from_message
+from cxrbase_model.plan import read_plan
+from server.app import RunSettings, serve
+from server.records import Record
+
+_LOADED = loaded()
+_MOST = 1 << 28  # parameters of a model that the hospital unpacks
+
+server = ServerApp()
+client = ClientApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """The plan's rounds."""
+    folder = Path(str(context.run_config["folder"]))
+    note(folder, "server", _LOADED)
+
+    def after(record: Record) -> None:
+        lines = record["hospitals"]
+        down = sum(line.get("bytes_sent", 0) for line in lines) / len(lines)
+        up = sum(line.get("bytes_received", 0) for line in lines) / len(lines)
+        committed(folder, round=record["round"], down=down, up=up)
+
+    settings = RunSettings(
+        folder / "run", read_plan(folder / "plan.yaml"), expected=int(context.run_config["hospitals"])
+    )
+    serve(grid, settings, [after])
+
+
+def answer(message: Message, context: Context) -> Message:
+    """Describe, or unpack and compare digests, add to the weights, pack with error feedback."""
+    folder = Path(str(context.run_config["folder"]))
+    task = task_from_message(message)
+    name = f"hospital-{context.node_config['partition-id']}"
+    if task.kind == "describe":
+        described = {"kinds": ["pretrain"], "pictures": {"train": 1000}}
+        reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest, description=described)
+        return reply_to_message(reply, message)
+    note(folder, "client", _LOADED)
+    work = check_task(task, _MOST)
+    update = {name: tensor * SHIFT for name, tensor in work.state.items()}
+    packed = Residual(folder / name, task).encode(update, work.plan.transport.up)
+    reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest, examples=10, steps=1, update=packed)
+    return reply_to_message(reply, message)
+
+
+client.query()(answer)
+client.train()(answer)

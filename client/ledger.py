@@ -83,7 +83,8 @@ def epsilon(releases: list[Release], delta: float) -> float:
 
 
 def _verified(base: sqlite3.Connection) -> list[str]:
-    last, lines = "", []
+    last = ""
+    lines: list[str] = []
     for line, found in base.execute("SELECT line, hash FROM entries ORDER BY number"):
         last = _chained(last, line)
         if found != last:

@@ -170,11 +170,16 @@ class Bench:
     def _scores(self, job: Job) -> dict[str, NDArray[Any]]:
         pool, plan = self.pools[job.recipe.intensity], dataclasses.replace(self.plan, seed=job.seed)
         stage = self._stage(plan, job)
+        plan = dataclasses.replace(plan, stages=(plan.stages[0], stage))
         if job.recipe.init == "mae":
             encoder = unpack(self.pretrained(job.recipe.intensity, job.without, job.seed).read_bytes())
         model = build_classifier(plan, stage)
         load_state(model, initial_state(plan, stage, lambda _: encoder))
         rows = labelled_share(pool, pool.rows(0, job.without), job.labels, derive_seed(job.seed, "label-share"))
+        if len(rows) == 0:
+            raise SettingsError(
+                f"{job.name}: expected labelled pictures to learn from, found none; look at the excluded ones"
+            )
         seed, size = derive_seed(job.seed, "study", stage.name), stage.batch_size
         if job.recipe.balance:
             cells = pool.hospitals[rows] * 2 + (pool.labels[rows, 0] >= 0.5)

@@ -71,7 +71,11 @@ def _sites(config: StudyConfig, plan: Plan, intensity: str, arguments: argparse.
 
 
 def _work(bench: Bench, todo: list[Job], workers: int) -> None:
-    """Pretrainings first, each once, and then what needs them."""
+    """Pretrainings first, each once, and then what needs them; all in this process where it is the only one."""
+    if workers == 1:
+        for job in todo:
+            bench.do(job)
+        return
     keys = sorted({(job.seed, job.recipe.intensity, job.without) for job in todo if job.recipe.init == "mae"})
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(bench,)) as pool:

@@ -44,8 +44,8 @@ def study(tmp_path: Path) -> Path:
         images.mkdir(parents=True)
         lines = ["image,patient_id,findings"]
         for number in range(30):
-            Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(images / f"{number}.png")
-            lines.append(f"{number}.png,p{number},{'Pneumonia' if number % 2 else 'No Finding'}")
+            Image.fromarray(rng.integers(0, 256, (160, 160), dtype=np.uint8)).save(images / f"{number}.png")
+            lines.append(f"images/{number}.png,p{number},{'Pneumonia' if number % 2 else 'No Finding'}")
         (images.parent / "labels.csv").write_text("\n".join(lines))
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))

@@ -18,7 +18,7 @@ class Mean:
     """The weighted mean (FedAvg, McMahan et al. 2017, arXiv 1602.05629).
 
     Helps where every hospital is honest: no rule has less variance. One hospital can move it anywhere.
-    Cost: one accumulator of twice the float32 model, whatever the number of hospitals.
+    Cost: one accumulator of twice the float32 model on disk, a piece of it in memory, whatever the number of hospitals.
     """
 
     least: ClassVar[int] = 1  # updates that it makes sense of

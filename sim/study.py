@@ -224,6 +224,10 @@ class Bench:
             model = build_model(plan, stage)
             assert isinstance(model, MaskedAutoencoder)
             rows, draw = pool.rows(0, without), derive_seed(seed, "study", "pretrain")
+            if len(rows) == 0:
+                raise SettingsError(
+                    f"{file.stem}: expected pictures to pretrain on, found none; look at the excluded ones"
+                )
             progress = Progress(0, steps_of(len(rows), stage.batch_size, stage.local_epochs))
             order = batch_rows(rows, stage.batch_size, draw, stage.local_epochs)
             pretrain(
@@ -234,6 +238,12 @@ class Bench:
         return file
 
 
-def fingerprint(config: StudyConfig, plan: Plan) -> str:
+def fingerprint(config: StudyConfig, plan: Plan, data: Path) -> str:
     """What a folder of results belongs to."""
-    return digest({"study": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "plan": plan.digest})
+    return digest(
+        {
+            "data": str(data.resolve()),
+            "study": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+            "plan": plan.digest,
+        }
+    )

@@ -39,7 +39,7 @@ def _study(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1:
         raise SettingsError(f"--workers: expected at least 1, found {arguments.workers}")
     config, plan = read_study(arguments.config)
-    _claim(arguments.out, fingerprint(config, plan))
+    _claim(arguments.out, fingerprint(config, plan, arguments.data))
     sites = {intensity: _sites(config, plan, intensity, arguments) for intensity in ("as-is", "equalize")}
     missing = [each for each in config.unseen if each not in [file.parent.name for file in sites["as-is"]]]
     if missing:

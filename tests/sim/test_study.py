@@ -134,3 +134,12 @@ def test_the_interval_of_one_seed_is_that_of_its_patients() -> None:
     curve = resampled_auroc(scores, targets, patient_weights(np.arange(80), 1000, 0))
     assert (low, high) == pytest.approx(tuple(np.quantile(curve, [0.025, 0.975])))
     assert low < auroc(scores, targets) < high
+
+
+def test_hospitals_whose_pictures_are_all_excluded_are_an_error(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (study / "data").glob("*/images/*.png"):
+        Image.new("L", (16, 16)).save(file)
+    assert _run(study) == 2
+    assert "found none" in capsys.readouterr().err

@@ -36,6 +36,14 @@ class CrossAttention(nn.Module):
         result: Tensor = self.proj(attended_BhMd.transpose(1, 2).flatten(2))
         return result
 
+    def weights(self, queries_BMD: Tensor, features_BnD: Tensor) -> Tensor:
+        """How much of each feature a query takes, [B, M, n], the mean over heads; a query's sum is 1."""
+        keys_BnD, _ = self.kv(features_BnD).chunk(2, dim=2)
+        queries_BhMd, keys_Bhnd = self._by_head(self.q(queries_BMD)), self._by_head(keys_BnD)
+        scores_BhMn = queries_BhMd * queries_BhMd.shape[3] ** -0.5 @ keys_Bhnd.transpose(2, 3)
+        mean_BMn: Tensor = scores_BhMn.softmax(dim=3).mean(dim=1)
+        return mean_BMn
+
     def _by_head(self, x_BMD: Tensor) -> Tensor:
         return x_BMD.reshape(*x_BMD.shape[:2], self.heads, -1).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""What a trained model says of pictures: its loss on held-out ones, probabilities of findings, reconstructions."""
+"""What a trained model says of pictures: its loss, probabilities of findings, embeddings, attention, reconstructions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.plan import PretrainStage
 from cxrbase_model.runtime import Runtime
 from cxrbase_model.seeds import generator
-from cxrbase_model.vit import gather, unpatchify
+from cxrbase_model.vit import gather, patchify, unpatchify
 
 
 @torch.no_grad()
@@ -41,6 +41,33 @@ def predict(model: Classifier, batches: Iterable[Tensor], runtime: Runtime) -> T
             logits = model(normalise(images_BHW.to(runtime.device)))
         scores.append(torch.sigmoid(logits.float()).cpu())
     return torch.cat(scores)
+
+
+@torch.no_grad()
+def embed(model: Classifier, batches: Iterable[Tensor], runtime: Runtime) -> Tensor:
+    """The mean of the encoder's features of uint8 pictures that come in batches [B, H, W]: [N, D], float32 on the CPU."""
+    model.to(runtime.device).eval()
+    means = []
+    for images_BHW in batches:
+        with runtime.autocast():
+            features = model.encoder(patchify(normalise(images_BHW.to(runtime.device)), model.encoder.patch))
+        means.append(features.float().mean(dim=1).cpu())
+    return torch.cat(means)
+
+
+@torch.no_grad()
+def attention_maps(model: Classifier, images_BHW: Tensor) -> Tensor:
+    """Where the query of each finding looks in uint8 pictures [B, H, W]: [B, C, S, S], S patches a side, each map's sum is 1.
+
+    The mean over the pooling's heads. ValueError where the model does not pool by attention.
+    """
+    if model.pool is None:
+        raise ValueError("pooling: expected attentive, found mean, which has no attention to show")
+    model.to("cpu").eval()
+    features = model.encoder(patchify(normalise(images_BHW), model.encoder.patch))
+    queries = model.pool.queries.weight[None].expand(len(features), -1, -1)
+    maps_BCN: Tensor = model.pool.attn.weights(queries, features)
+    return maps_BCN.reshape(*maps_BCN.shape[:2], model.encoder.side, model.encoder.side)
 
 
 @torch.no_grad()

@@ -13,27 +13,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client.dataset import Cache
 from client.site import read_site
-from cxrbase_model.classifier import build_classifier
+from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.codec import pack, unpack
 from cxrbase_model.engine import Progress, Runtime, finetune, pretrain
 from cxrbase_model.files import write_private
 from cxrbase_model.initial import build_model, initial_state
 from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.plan import Augmentation, FinetuneStage, Plan, PretrainStage, read_plan
-from cxrbase_model.predict import predict
+from cxrbase_model.predict import embed, predict
 from cxrbase_model.rows import balanced_rows, batch_rows, labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import SettingsError, digest, knob, load_yaml, read
 from cxrbase_model.state import load_state, state_of
 from sim.config import FolderHospitals
+from sim.probe import linear_probe
 
 _PREDICT_BATCH = 64
 
@@ -47,8 +48,31 @@ class Recipe:
         "mae", choices=("random", "mae"), why="from scratch, or from the pretraining on the same hospitals"
     )
     intensity: str = knob("as-is", choices=("as-is", "equalize"), why="grey values, as data.intensity")
-    balance: bool = knob(False, why="each finding of each hospital equally often, instead of picture by picture")
+    remove_borders: bool = knob(False, why="cut away black borders, as data.remove_borders")
+    balance: str = knob(
+        "none", choices=("none", "cells", "within"),
+        why="picture by picture; each finding of each hospital equally often; or so, but of hospitals alone that have both, since "
+        "the others can only teach what their pictures look like",
+    )  # fmt: skip
     augmentation: Augmentation = knob(factory=lambda: Augmentation(crop=0.7), why="augmentation of the fine-tuning")
+
+    @property
+    def pictures(self) -> Pictures:
+        """The form of the pictures it learns from."""
+        return Pictures(self.intensity, self.remove_borders)
+
+
+@dataclass(frozen=True, order=True)
+class Pictures:
+    """How pictures were made of the archive's; a folder of its own for each."""
+
+    intensity: str
+    remove_borders: bool
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return f"{self.intensity}-cut" if self.remove_borders else self.intensity
 
 
 @dataclass(frozen=True)
@@ -139,71 +163,85 @@ class Pool:
         """All rows of one hospital."""
         return np.flatnonzero(self.hospitals == self.names.index(hospital))
 
+    def batches(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        """The pictures of some rows, uint8, a few at a time."""
+        for part in np.array_split(rows, max(1, -(-len(rows) // _PREDICT_BATCH))):
+            yield torch.from_numpy(self.pictures[part])
+
 
 @dataclass(frozen=True)
 class Bench:
-    """Where jobs are done: plan, pictures by their intensity, and the folder of results."""
+    """Where jobs are done: plan, pictures by their form, and the folder of results."""
 
     config: StudyConfig
     plan: Plan
-    sites: dict[str, list[Path]]
+    sites: dict[Pictures, list[Path]]
     out: Path
     runtime: Runtime
 
     @cached_property
-    def pools(self) -> dict[str, Pool]:
-        """The pooled pictures of each intensity."""
-        return {intensity: Pool(sites) for intensity, sites in self.sites.items()}
+    def pools(self) -> dict[Pictures, Pool]:
+        """The pooled pictures of each form."""
+        return {pictures: Pool(sites) for pictures, sites in self.sites.items()}
 
     def do(self, job: Job) -> Path:
-        """Do a job, if it has not been done, and give the file of its scores: `rows` [N] and probabilities, `scores` [N, C]."""
+        """Do a job, if it has not been done, and give the file of its results: `rows` [N], probabilities `scores` [N, C], and
+        `hospital`, how well a linear probe tells the hospital from the embedding, balanced accuracy in [0, 1].
+        """
         file = self.out / "jobs" / f"{job.name}.npz"
         if not file.exists():
-            arrays = self._scores(job)
+            model = self.trained(job)
+            pool = self.pools[job.recipe.pictures]
+            tested = pool.of(job.without) if job.without else np.concatenate([pool.rows(1), pool.rows(2)])
+            tested = labelled(pool, tested)
+            scores = predict(model, pool.batches(tested), self.runtime).numpy()
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
             with part.open("wb") as stream:
-                np.savez(stream, rows=arrays["rows"], scores=arrays["scores"])
+                np.savez(stream, rows=tested, scores=scores, hospital=self._told(model, pool))
             part.rename(file)
         return file
 
-    def _scores(self, job: Job) -> dict[str, NDArray[Any]]:
-        pool, plan = self.pools[job.recipe.intensity], dataclasses.replace(self.plan, seed=job.seed)
+    def trained(self, job: Job) -> Classifier:
+        """The classifier of a job, trained anew."""
+        pool, plan = self.pools[job.recipe.pictures], dataclasses.replace(self.plan, seed=job.seed)
         stage = self._stage(plan, job)
         plan = dataclasses.replace(plan, stages=(plan.stages[0], stage))
         if job.recipe.init == "mae":
-            encoder = unpack(self.pretrained(job.recipe.intensity, job.without, job.seed).read_bytes())
+            encoder = unpack(self.pretrained(job.recipe.pictures, job.without, job.seed).read_bytes())
         model = build_classifier(plan, stage)
         load_state(model, initial_state(plan, stage, lambda _: encoder))
+        seed = derive_seed(job.seed, "study", stage.name)
+        batches = (
+            (torch.from_numpy(pool.pictures[each]), torch.from_numpy(pool.labels[each]))
+            for each in self._batch_rows(job, pool, stage.batch_size, seed)
+        )
+        weights, progress = torch.ones(len(plan.data.findings)), Progress(0, self.config.steps)
+        finetune(model, batches, stage, weights, progress, seed, self.runtime)
+        return model
+
+    def _batch_rows(self, job: Job, pool: Pool, size: int, seed: int) -> Iterator[NDArray[np.int64]]:
+        steps = self.config.steps
         rows = labelled_share(pool, pool.rows(0, job.without), job.labels, derive_seed(job.seed, "label-share"))
+        cells = pool.hospitals[rows] * 2 + (pool.labels[rows, 0] >= 0.5)
+        if job.recipe.balance == "within":
+            both = np.isin(cells ^ 1, cells)  # the hospital's other finding is there, too
+            rows, cells = rows[both], cells[both]
         if len(rows) == 0:
             raise SettingsError(
                 f"{job.name}: expected labelled pictures to learn from, found none; look at the excluded ones"
             )
-        seed, size = derive_seed(job.seed, "study", stage.name), stage.batch_size
-        if job.recipe.balance:
-            cells = pool.hospitals[rows] * 2 + (pool.labels[rows, 0] >= 0.5)
-            order = balanced_rows(rows, cells, size, seed, self.config.steps)
+        if job.recipe.balance == "none":
+            order = batch_rows(rows, size, seed, (steps - 0.5) * size / len(rows))
         else:
-            order = batch_rows(rows, size, seed, (self.config.steps - 0.5) * size / len(rows))
-        batches = (
-            (torch.from_numpy(pool.pictures[each]), torch.from_numpy(pool.labels[each]))
-            for each in (np.resize(each, size) for each in order)
-        )
-        finetune(
-            model,
-            batches,
-            stage,
-            torch.ones(len(plan.data.findings)),
-            Progress(0, self.config.steps),
-            seed,
-            self.runtime,
-        )
-        tested = pool.of(job.without) if job.without else np.concatenate([pool.rows(1), pool.rows(2)])
-        tested = labelled(pool, tested)
-        parts = np.array_split(tested, -(-len(tested) // _PREDICT_BATCH))
-        scores = predict(model, (torch.from_numpy(pool.pictures[part]) for part in parts), self.runtime)
-        return {"rows": tested, "scores": scores.numpy()}
+            order = balanced_rows(rows, cells, size, seed, steps)
+        return (np.resize(each, size) for each in order)
+
+    def _told(self, model: Classifier, pool: Pool) -> float:
+        """How well a linear probe on training pictures tells the hospitals of the others."""
+        train, test = pool.rows(0), np.concatenate([pool.rows(1), pool.rows(2)])
+        known, new = (embed(model, pool.batches(rows), self.runtime).numpy() for rows in (train, test))
+        return linear_probe(known, pool.hospitals[train], new, pool.hospitals[test])
 
     def _stage(self, plan: Plan, job: Job) -> FinetuneStage:
         stage = plan.stage(job.stage)
@@ -214,11 +252,11 @@ class Bench:
         )  # nothing to probe in random weights
         return dataclasses.replace(stage, init=init, augmentation=job.recipe.augmentation, trains=trains)
 
-    def pretrained(self, intensity: str, without: str, seed: int) -> Path:
+    def pretrained(self, pictures: Pictures, without: str, seed: int) -> Path:
         """The file of the autoencoder pretrained on the training pictures of all hospitals but one; trained where it is missing."""
-        file = self.out / "pretrained" / f"{intensity}-{without or 'all'}-{seed}.safetensors"
+        file = self.out / "pretrained" / f"{pictures.name}-{without or 'all'}-{seed}.safetensors"
         if not file.exists():
-            plan, pool = dataclasses.replace(self.plan, seed=seed), self.pools[intensity]
+            plan, pool = dataclasses.replace(self.plan, seed=seed), self.pools[pictures]
             stage = plan.stages[0]
             assert isinstance(stage, PretrainStage)  # read_study has seen to it
             model = build_model(plan, stage)

@@ -14,12 +14,14 @@ from rich.console import Console
 
 from client.app import runtime_for
 from client.site import Compute
+from cxrbase_model.files import write_private
 from cxrbase_model.plan import Plan
 from cxrbase_model.settings import SettingsError
 from sim.config import SimConfig
 from sim.prepare import prepare
 from sim.progress import StepProgress
-from sim.study import Bench, Job, StudyConfig, fingerprint, jobs, read_study
+from sim.study import Bench, Job, Pictures, StudyConfig, fingerprint, jobs, read_study
+from sim.study_page import page
 from sim.study_table import tables
 
 console = Console(highlight=False, soft_wrap=True)
@@ -40,14 +42,16 @@ def _study(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"--workers: expected at least 1, found {arguments.workers}")
     config, plan = read_study(arguments.config)
     _claim(arguments.out, fingerprint(config, plan, arguments.data))
-    sites = {intensity: _sites(config, plan, intensity, arguments) for intensity in ("as-is", "equalize")}
-    missing = [each for each in config.unseen if each not in [file.parent.name for file in sites["as-is"]]]
+    forms = sorted({recipe.pictures for recipe in config.recipes})
+    sites = {form: _sites(config, plan, form, arguments) for form in forms}
+    missing = [each for each in config.unseen if each not in [file.parent.name for file in sites[forms[0]]]]
     if missing:
         raise SettingsError(f"unseen: expected hospitals of {arguments.data}, found {', '.join(missing)}")
     bench = Bench(config, plan, sites, arguments.out, runtime_for(Compute(threads=1), plan.precision))
     _work(bench, list(jobs(config, plan)), arguments.workers)
     text = tables(bench)
     (arguments.out / "study.md").write_text(text, encoding="utf-8")
+    write_private(arguments.out / "study.html", page(bench).encode())  # there are pictures in it
     console.print(text, markup=False)
     return 0
 
@@ -61,12 +65,13 @@ def _claim(out: Path, mark: str) -> None:
     file.write_text(mark, encoding="ascii")
 
 
-def _sites(config: StudyConfig, plan: Plan, intensity: str, arguments: argparse.Namespace) -> list[Path]:
-    plan = dataclasses.replace(plan, data=dataclasses.replace(plan.data, intensity=intensity))
+def _sites(config: StudyConfig, plan: Plan, form: Pictures, arguments: argparse.Namespace) -> list[Path]:
+    data = dataclasses.replace(plan.data, intensity=form.intensity, remove_borders=form.remove_borders)
+    plan = dataclasses.replace(plan, data=data)
     with StepProgress(console) as progress:
         return prepare(
             SimConfig(plan=config.plan, hospitals=config.hospitals), plan, arguments.data,
-            arguments.out / "pictures" / intensity, progress.update,
+            arguments.out / "pictures" / form.name, progress.update,
         )  # fmt: skip
 
 
@@ -76,7 +81,7 @@ def _work(bench: Bench, todo: list[Job], workers: int) -> None:
         for job in todo:
             bench.do(job)
         return
-    keys = sorted({(job.seed, job.recipe.intensity, job.without) for job in todo if job.recipe.init == "mae"})
+    keys = sorted({(job.seed, job.recipe.pictures, job.without) for job in todo if job.recipe.init == "mae"})
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(bench,)) as pool:
         for number, each in enumerate(as_completed([pool.submit(_pretrain, key) for key in keys]), start=1):
@@ -97,9 +102,9 @@ def _start(bench: Bench) -> None:
     _bench = bench
 
 
-def _pretrain(key: tuple[int, str, str]) -> None:
-    seed, intensity, without = key
-    _bench.pretrained(intensity, without, seed)
+def _pretrain(key: tuple[int, Pictures, str]) -> None:
+    seed, pictures, without = key
+    _bench.pretrained(pictures, without, seed)
 
 
 def _do(job: Job) -> None:

@@ -5,49 +5,92 @@ Shapes: K seeds, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxrbase_model.metrics import auroc, average_precision, calibration_error, patient_weights, resampled_auroc
-from sim.study import Bench, Job, Pool, jobs
+from sim.study import Bench, Job, jobs
 
 _RESAMPLES = 1000
 _TEST = 2
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: its name in charts, its cells, and the AUROC with its interval."""
+
+    name: str
+    cells: tuple[str, ...]
+    auroc: dict[str, float]
+
+
+Table = tuple[tuple[str, ...], list[Line]]  # heads of the columns, lines
+
+
 def tables(bench: Bench) -> str:
     """Markdown: unseen hospitals by recipe, and shares of the labels by start and head."""
+    return "\n".join(_markdown(*table) for table in (unseen(bench), shares(bench)))
+
+
+def _markdown(head: tuple[str, ...], lines: list[Line]) -> str:
+    rows = (f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *(line.cells for line in lines)))
+    return "".join(rows)
+
+
+def _groups(bench: Bench) -> list[list[Job]]:
+    """Jobs that differ in nothing but the seed."""
     groups: dict[tuple[str, str, str, float, str], list[Job]] = {}
     for job in jobs(bench.config, bench.plan):
         groups.setdefault((job.without, job.recipe.name, job.stage, job.labels, job.recipe.init), []).append(job)
-    unseen = [group for key, group in groups.items() if key[0]]
-    shares = [group for key, group in groups.items() if not key[0]]
-    return "\n".join([*_unseen(bench, unseen), "", *_shares(bench, shares), ""])
+    return list(groups.values())
 
 
-def _unseen(bench: Bench, groups: Iterable[list[Job]]) -> Iterable[str]:
-    yield "| recipe | hospital left out of everything | AUROC on all of it | AUPRC | calibration error |"
-    yield "|---|---|---|---|---|"
-    for group in groups:
-        pool = bench.pools[group[0].recipe.intensity]
-        yield f"| {group[0].recipe.name} | {group[0].without} | {_cells(bench, pool, group, group[0].without, None)} |"
+def unseen(bench: Bench) -> Table:
+    """Hospitals that were left out of everything, recipe by recipe."""
+    head = (
+        "hospital left out of everything",
+        "recipe",
+        "AUROC on all of it",
+        "AUPRC",
+        "calibration error",
+        "hospital told",
+    )
+    lines = []
+    for group in _groups(bench):
+        job = group[0]
+        found = _measures(bench, group, job.without, None) if job.without else None
+        if found is not None:
+            auc, cells = found
+            told = np.mean([float(np.load(bench.do(each))["hospital"]) for each in group])
+            lines.append(
+                Line(f"{job.without}: {job.recipe.name}", (job.without, job.recipe.name, *cells, f"{told:.2f}"), auc)
+            )
+    return head, lines
 
 
-def _shares(bench: Bench, groups: Iterable[list[Job]]) -> Iterable[str]:
-    yield "| labels | training | start | hospital | AUROC on test patients | AUPRC | calibration error |"
-    yield "|---|---|---|---|---|---|---|"
-    for group in groups:
-        job, pool = group[0], bench.pools[group[0].recipe.intensity]
-        for hospital in pool.names:
-            if cells := _cells(bench, pool, group, hospital, _TEST):
+def shares(bench: Bench) -> Table:
+    """Few labels, by start and way of training, hospital by hospital."""
+    head = ("labels", "training", "start", "hospital", "AUROC on test patients", "AUPRC", "calibration error")
+    lines = []
+    for group in _groups(bench):
+        job = group[0]
+        for hospital in bench.pools[job.recipe.pictures].names:
+            found = None if job.without else _measures(bench, group, hospital, _TEST)
+            if found is not None:
+                auc, cells = found
                 start = "pretrained" if job.recipe.init == "mae" else "scratch"
-                yield f"| {job.labels:.0%} | {job.stage} | {start} | {hospital} | {cells} |"
+                first = (f"{job.labels:.0%}", job.stage, start, hospital)
+                lines.append(Line(f"{hospital} {job.labels:.0%} {start}"[:24], (*first, *cells), auc))
+    return head, lines
 
 
-def _cells(bench: Bench, pool: Pool, group: list[Job], hospital: str, split: int | None) -> str:
-    """AUROC with its interval, AUPRC and calibration error; empty where the hospital has not both classes."""
+def _measures(
+    bench: Bench, group: list[Job], hospital: str, split: int | None
+) -> tuple[dict[str, float], tuple[str, ...]] | None:
+    """AUROC with its interval, and the cells of it, AUPRC and calibration error; None where the hospital has not both classes."""
+    pool = bench.pools[group[0].recipe.pictures]
     scores_KN, rows = _scores(bench, group)
     chosen = pool.hospitals[rows] == pool.names.index(hospital)
     if split is not None:
@@ -55,12 +98,14 @@ def _cells(bench: Bench, pool: Pool, group: list[Job], hospital: str, split: int
     scores_KN, rows = scores_KN[:, chosen], rows[chosen]
     targets = (pool.labels[rows, 0] >= 0.5).astype(float)
     if min(targets.sum(), (1 - targets).sum()) < 5:
-        return ""
+        return None
     low, high = interval(scores_KN, targets, pool.patients[rows])
-    mean = np.mean([auroc(scores, targets) for scores in scores_KN])
-    precision = np.mean([average_precision(scores, targets) for scores in scores_KN])
-    error = np.mean([calibration_error(scores, targets) for scores in scores_KN])
-    return f"{mean:.3f} ({low:.3f} to {high:.3f}) | {precision:.3f} | {error:.3f}"
+    mean, precision, error = (
+        float(np.mean([measure(scores, targets) for scores in scores_KN]))
+        for measure in (auroc, average_precision, calibration_error)
+    )
+    cells = (f"{mean:.3f} ({low:.3f} to {high:.3f})", f"{precision:.3f}", f"{error:.3f}")
+    return {"value": mean, "low": low, "high": high}, cells
 
 
 def interval(

@@ -31,7 +31,7 @@ PLAN = {
 STUDY = {
     "plan": "plan.yaml", "hospitals": {"kind": "folders"}, "seeds": [1], "labels": [0.5], "unseen": ["west"], "steps": 2,
     "recipe": "all",
-    "recipes": [{"name": "plain", "init": "random"}, {"name": "all", "intensity": "equalize", "balance": True}],
+    "recipes": [{"name": "plain", "init": "random"}, {"name": "all", "intensity": "equalize", "balance": "within"}],
 }  # fmt: skip
 
 
@@ -70,8 +70,11 @@ def _run(study: Path) -> int:
 def test_a_study_writes_its_tables_and_goes_on_where_it_stopped(study: Path) -> None:
     assert _run(study) == 0
     text = (study / "out" / "study.md").read_text()
-    assert "| plain | west |" in text
-    assert "| all | west |" in text
+    assert "| west | plain |" in text
+    assert "| west | all |" in text
+    page = (study / "out" / "study.html").read_text()
+    assert page.count("data:image/png") == 4 * 4  # two hospitals, two labels, four pictures of each
+    assert "west: plain" in page
     done = sorted((study / "out" / "jobs").glob("*.npz"))
     assert len(done) == 2 + 4
     before, kept = done[0].read_bytes(), done[1].stat().st_mtime_ns

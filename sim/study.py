@@ -107,7 +107,9 @@ class Job:
     def name(self) -> str:
         """The file's name of the job's result."""
         without = f"-without-{self.without}" if self.without else ""
-        return f"{self.stage}-{self.recipe.name}-{self.recipe.init}-{self.labels:g}{without}-{self.seed}"
+        return (
+            f"{self.stage}-{self.recipe.name.replace(' ', '-')}-{self.recipe.init}-{self.labels:g}{without}-{self.seed}"
+        )
 
 
 def read_study(path: Path) -> tuple[StudyConfig, Plan]:
@@ -226,7 +228,8 @@ class Bench:
         cells = pool.hospitals[rows] * 2 + (pool.labels[rows, 0] >= 0.5)
         if job.recipe.balance == "within":
             both = np.isin(cells ^ 1, cells)  # the hospital's other finding is there, too
-            rows, cells = rows[both], cells[both]
+            if both.any():  # of very few labels, no hospital may have both
+                rows, cells = rows[both], cells[both]
         if len(rows) == 0:
             raise SettingsError(
                 f"{job.name}: expected labelled pictures to learn from, found none; look at the excluded ones"
@@ -247,10 +250,12 @@ class Bench:
         stage = plan.stage(job.stage)
         assert isinstance(stage, FinetuneStage)  # jobs() names only those
         init = f"stage:{plan.stages[0].name}" if job.recipe.init == "mae" else "random"
-        trains = (
-            "all" if stage.trains == "head" and init == "random" else stage.trains
-        )  # nothing to probe in random weights
-        return dataclasses.replace(stage, init=init, augmentation=job.recipe.augmentation, trains=trains)
+        stage = dataclasses.replace(stage, init=init, augmentation=job.recipe.augmentation)
+        if init == "random":  # there is nothing to probe and nothing to keep in random weights
+            stage = dataclasses.replace(
+                stage, trains="all" if stage.trains == "head" else stage.trains, layer_decay=1.0
+            )
+        return stage
 
     def pretrained(self, pictures: Pictures, without: str, seed: int) -> Path:
         """The file of the autoencoder pretrained on the training pictures of all hospitals but one; trained where it is missing."""

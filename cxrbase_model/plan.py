@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxrbase_model.aggregation import Aggregation
-from cxrbase_model.privacy import Privacy
+from cxrbase_model.privacy import Privacy, check_stages
 from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
 from cxrbase_model.stages import (
     Augmentation,
@@ -165,6 +165,7 @@ class Plan:
     def __post_init__(self) -> None:
         self._check_model()
         self._check_stages()
+        check_stages(self.privacy, self.stages)
         self.aggregation.check_quorum(self.federation.quorum)
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cxrbase_model.settings import knob
+from cxrbase_model.settings import SettingsError, knob
+from cxrbase_model.stages import EvaluateStage, FinetuneStage, Stage
 
 UNITS = ("patient", "picture")
 
@@ -41,3 +42,56 @@ class Mechanism:
     noise: float
     rate: float
     steps: int
+
+
+def check_stage(stage: Stage, where: str) -> None:
+    """SettingsError where a stage of a plan with `privacy:` asks for something that no noise would cover."""
+    if not isinstance(stage, FinetuneStage):
+        return
+    if stage.positive_weight != 1.0:
+        raise SettingsError(
+            f"{where}.positive_weight: expected 1.0 under privacy, since a hospital's counts of a finding would not be protected, "
+            f"found {stage.positive_weight}"
+        )
+    if stage.label_fraction != 1.0:
+        raise SettingsError(
+            f"{where}.label_fraction: expected 1.0 under privacy, since which patients have labels would follow from the plan, "
+            f"found {stage.label_fraction}"
+        )
+
+
+def check_stages(privacy: Privacy | None, stages: tuple[Stage, ...]) -> None:
+    """SettingsError where a plan's stages ask for something that its `privacy:` cannot give; an evaluation trains nothing."""
+    for index, stage in enumerate(stages if privacy is not None else ()):
+        if not isinstance(stage, EvaluateStage):
+            check_stage(stage, f"stages[{index}]")
+
+
+_PROTECTED = {
+    "patient": (
+        "Each patient, with all pictures and labels of that patient",
+        "each patient of the training set takes part with the same small chance, by one picture drawn from the patient's own",
+    ),
+    "picture": (
+        "Each single picture, with its labels, but not a patient who has several",
+        "each picture of the training set takes part with the same small chance",
+    ),
+}
+_CLIPPED = {
+    "flat": "what it changes is cut to a Euclidean length of at most {clip:g}",
+    "per-layer": "what it changes is cut, weight by weight, to a Euclidean length of at most {clip:g} in all",
+    "automatic": "what it changes is scaled to a Euclidean length below {clip:g}",
+}
+
+
+def describe(privacy: Privacy) -> str:
+    """The guarantee in plain words: who is protected, by what, and against whom. How much is the accountant's epsilon and delta."""
+    who, drawn = _PROTECTED[privacy.unit]
+    clipped = _CLIPPED[privacy.clipping].format(clip=privacy.clip)
+    deviation = privacy.noise_multiplier * privacy.clip
+    return (
+        f"{who}, is protected: whoever sees what the training releases, even all of it and knowing everybody else in the data, can hardly "
+        f"tell whether the protected {privacy.unit} was in it. In each step {drawn}; {clipped}; and normal noise of standard deviation "
+        f"{deviation:g} ({privacy.noise_multiplier:g} times that length), drawn inside the hospital and known to nobody, is added to the sum. "
+        "Losses, scores and times of the training are not released."
+    )

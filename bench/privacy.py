@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def measure(name: str, precision: str, private: bool) -> tuple[float, float]:
         stage_ = PretrainStage(mask_ratio=MASKED, batch_size=size)
         pretrain(autoencoder, _pictures(size, here, marks), stage_, progress, 0, here.runtime, protection=protection)
     marks.append(now(here.runtime.device))
-    return min(after - before for before, after in zip(marks[1:], marks[2:], strict=False)), peak_memory()
+    return min(after - before for before, after in pairwise(marks[1:])), peak_memory()
 
 
 def _pictures(size: int, here: Machine, marks: list[float]) -> Iterator[Tensor]:

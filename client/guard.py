@@ -19,20 +19,12 @@ from cxrbase_model.plan import FinetuneStage, PretrainStage, Privacy
 from cxrbase_model.privacy import Mechanism
 from cxrbase_model.runtime import Runtime
 
-
-@dataclass(frozen=True)
-class Guard:
-    """Where the noise of a training comes from, and who is told its cost before it begins.
-
-    A hospital always has the one made without arguments: noise that nobody can repeat, and its own ledger. Simulations may seed the
-    noise; a rehearsal releases nothing, so it spends nothing. No file or message can choose another one.
-    """
-
-    noise: Callable[[Site, Task], NoiseSource] = lambda site, task: NoiseSource()
-    spend: Callable[[Site, Task, Mechanism], None] = reserve
+Noise = Callable[[Site, Task], NoiseSource]
 
 
-SECURE = Guard()
+def secure(site: Site, task: Task) -> NoiseSource:
+    """Noise that nobody can repeat: what every hospital has. No file and no message can choose another one; a simulation may."""
+    return NoiseSource()
 
 
 @dataclass(frozen=True)
@@ -51,13 +43,13 @@ class Guarded:
 
 
 def begin(
-    guard: Guard, privacy: Privacy, site: Site, task: Task, stage: PretrainStage | FinetuneStage, cache: Cache,
+    noise: Noise, privacy: Privacy, site: Site, task: Task, stage: PretrainStage | FinetuneStage, cache: Cache,
     rows: NDArray[np.int64], runtime: Runtime,
 ) -> Guarded:  # fmt: skip
     """Book a training's cost; Refused where the budget does not allow it, SettingsError where it cannot be computed in this way."""
     check_runtime(runtime)
-    protection = protect(privacy, guard.noise(site, task))
+    protection = protect(privacy, noise(site, task))
     assert protection is not None  # there is a `privacy`
     mechanism = mechanism_of(privacy, cache.patients[rows], stage.batch_size, stage.local_epochs)
-    guard.spend(site, task, mechanism)
+    reserve(site, task, mechanism)
     return Guarded(protection, mechanism, cache, rows)

@@ -12,7 +12,6 @@ import torch
 
 from client.app import perform
 from client.feedback import Residual
-from client.guard import Guard
 from client.kept import Kept
 from client.mixing import Mixing
 from client.moments import Moments
@@ -27,7 +26,6 @@ from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage, Stage, plan_t
 from cxrbase_model.state import digest, state_of
 
 _RUN = "rehearsal"
-_FREE = Guard(spend=lambda site, task, mechanism: None)  # what stays in the hospital costs no privacy
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
         started = time.monotonic()
         reply, code = None, None
         try:
-            reply = perform(task, site, _FREE)
+            reply = perform(task, site)
         except Refused as refused:
             code = refused.code
         finally:

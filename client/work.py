@@ -14,7 +14,7 @@ from torch import Tensor
 
 from client.dataset import Cache, batches
 from client.feedback import Residual
-from client.guard import SECURE, Guard, Guarded, begin
+from client.guard import Guarded, Noise, begin, secure
 from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
@@ -46,13 +46,13 @@ def describe(task: Task, site: Site, cache: Cache) -> Reply:
     return description(site.site, task, cache, site.minimum_cell)
 
 
-def train(task: Task, site: Site, cache: Cache, runtime: Runtime, guard: Guard = SECURE) -> Reply:
-    """One round of local training from the global weights; the update is what it changed. `guard` serves a plan with `privacy:`."""
+def train(task: Task, site: Site, cache: Cache, runtime: Runtime, noise: Noise = secure) -> Reply:
+    """One round of local training from the global weights; the update is what it changed. `noise` serves a plan with `privacy:`."""
     work = _open(task, site, cache)
     if isinstance(work.stage, PretrainStage):
-        return _pretrain(task, work, work.stage, site, cache, runtime, guard)
+        return _pretrain(task, work, work.stage, site, cache, runtime, noise)
     if isinstance(work.stage, FinetuneStage):
-        return _finetune(task, work, work.stage, site, cache, runtime, guard)
+        return _finetune(task, work, work.stage, site, cache, runtime, noise)
     raise Refused(Code.TASK_UNKNOWN)
 
 
@@ -84,14 +84,14 @@ def _open(task: Task, site: Site, cache: Cache) -> Work:
 
 
 def _pretrain(
-    task: Task, work: Work, stage: PretrainStage, site: Site, cache: Cache, runtime: Runtime, guard: Guard
+    task: Task, work: Work, stage: PretrainStage, site: Site, cache: Cache, runtime: Runtime, noise: Noise
 ) -> Reply:
     rows = cache.rows("train")
     if len(rows) == 0:
         raise Refused(Code.NO_PICTURES)
     model = build_objective(work.plan, stage)
     _load(model, work)
-    guarded = _begin(guard, work, site, task, stage, cache, rows, runtime)
+    guarded = _begin(noise, work, site, task, stage, cache, rows, runtime)
     seed = derive_seed(work.plan.seed, "train", task.round, site.site)
     metrics: dict[str, float] = {}
     if guarded is None:
@@ -118,7 +118,7 @@ def _pretrain(
 
 
 def _finetune(
-    task: Task, work: Work, stage: FinetuneStage, site: Site, cache: Cache, runtime: Runtime, guard: Guard
+    task: Task, work: Work, stage: FinetuneStage, site: Site, cache: Cache, runtime: Runtime, noise: Noise
 ) -> Reply:
     share_seed = derive_seed(work.plan.seed, "label-share", site.site)
     rows = labelled_share(cache, cache.rows("train"), stage.label_fraction, share_seed)
@@ -126,7 +126,7 @@ def _finetune(
         raise Refused(Code.NO_LABELS)
     model = build_classifier(work.plan, stage)
     _load(model, work)
-    guarded = _begin(guard, work, site, task, stage, cache, rows, runtime)
+    guarded = _begin(noise, work, site, task, stage, cache, rows, runtime)
     seed = derive_seed(work.plan.seed, "train", task.round, site.site)
     metrics: dict[str, float] = {}
     if guarded is None:
@@ -147,13 +147,13 @@ def _finetune(
 
 
 def _begin(
-    guard: Guard, work: Work, site: Site, task: Task, stage: PretrainStage | FinetuneStage, cache: Cache,
+    noise: Noise, work: Work, site: Site, task: Task, stage: PretrainStage | FinetuneStage, cache: Cache,
     rows: NDArray[np.int64], runtime: Runtime,
 ) -> Guarded | None:  # fmt: skip
     """The training's protection, its cost booked; None where the plan promises nothing."""
     if work.plan.privacy is None:
         return None
-    return begin(guard, work.plan.privacy, site, task, stage, cache, rows, runtime)
+    return begin(noise, work.plan.privacy, site, task, stage, cache, rows, runtime)
 
 
 def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:

@@ -59,7 +59,7 @@ class NoiseSource:
         return found.add_(values).div_(step).round_().mul_(step)
 
     def _box_muller(self, count: int) -> Tensor:
-        """`count` standard normal numbers, a chunk at a time."""
+        """`count` standard normal numbers, as many at a time as a core's cache holds."""
         found = torch.empty(count + count % 2, dtype=torch.float64)
         for start in range(0, len(found), 2 * _PAIRS):
             _normal(self._stream, found[start : start + 2 * _PAIRS])

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import make_app
-from client.guard import SECURE, Guard
+from client.guard import secure
 from client.site import Site
 from cxrbase_model.messages import Task
 from cxrbase_model.normals import NoiseSource
@@ -45,13 +45,13 @@ def simulate(
     def site_file(context: Context) -> Path:
         return files[int(context.node_config["partition-id"])]
 
-    guard = SECURE
+    noise = secure
     if config.seeded_noise and settings.plan.privacy is not None:
-        guard = Guard(noise=seeded_noise)
+        noise = seeded_noise
         tell_seeded(settings.folder)
     _quiet_flower()
     try:
-        run_simulation(server_app, make_app(site_file, guard), len(files), backend_config=_backend(config))
+        run_simulation(server_app, make_app(site_file, noise), len(files), backend_config=_backend(config))
     except KeyboardInterrupt:
         stop.set()
         raise

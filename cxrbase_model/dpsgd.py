@@ -118,8 +118,9 @@ class PrivateBatches(MicroBatches):
         super().backward(rows, total)
         for parameter in self._keeper.parameters:
             summed = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            noised = self._source.noised(summed.cpu(), self._deviation) / self._expected
-            parameter.grad = noised.to(device=parameter.device, dtype=parameter.dtype)
+            summed = summed.cpu().contiguous()
+            self._source.add_to(summed, self._deviation)
+            parameter.grad = summed.div_(self._expected).to(parameter.device)
         return torch.zeros((), device=self._device)
 
     def _attempt(self, rows: Rows, total: Tensor, count: int, size: int) -> Tensor:

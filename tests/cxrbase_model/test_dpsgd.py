@@ -140,10 +140,12 @@ def test_noise_lies_on_a_grid_that_the_values_have_no_part_in() -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-9, 3, 1000)
     for deviation in (0.3, 1.0, 700.0):
         step = 2.0 ** (math.floor(math.log2(deviation)) - 20)
-        found = NoiseSource().noised(values, deviation) / step
-        assert torch.equal(found, found.round())
+        found = values.double()
+        NoiseSource().add_to(found, deviation)
+        assert torch.equal(found / step, (found / step).round())
+        assert not torch.equal(found, values.double())
     with pytest.raises(ValueError, match="deviation"):
-        NoiseSource().noised(values, 0.0)
+        NoiseSource().add_to(values, 0.0)
 
 
 def test_two_trainings_with_secure_noise_differ_and_a_seeded_one_repeats(small_plan: Plan) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cxrbase_model.state import digest
-from server.store import RunStore
 from sim.config import read_config
 
+COMMAND = str(Path(sys.executable).with_name("cxrbase-sim"))
 PLAN = """
 schema: 1
 name: private
@@ -43,7 +42,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(study: Path, config: str, out: str) -> tuple[Path, str]:
-    command = [sys.executable, "-m", "sim.cli", "run", str(study / f"{config}.yaml"), "--out", str(study / out)]
+    command = [COMMAND, "run", str(study / f"{config}.yaml"), "--out", str(study / out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ), check=False)
     assert done.returncode == 0, done.stderr
     return study / out, done.stdout
@@ -54,11 +53,8 @@ def test_noise_is_secure_unless_a_simulation_says_otherwise(study: Path) -> None
     assert read_config(study / "seeded.yaml")[0].seeded_noise
 
 
-def test_a_seeded_run_repeats_and_its_report_and_terminal_say_so(study: Path) -> None:
-    (first, told), (second, _) = run(study, "seeded", "first"), run(study, "seeded", "second")
-    plan = read_config(study / "seeded.yaml")[1]
-    states = [digest(RunStore(folder, plan).stage_state("head")) for folder in (first, second)]
-    assert states[0] == states[1]
+def test_a_seeded_run_says_so_in_its_report_and_on_the_terminal(study: Path) -> None:
+    first, told = run(study, "seeded", "first")
     assert "privacy noise was seeded" in told
     assert "privacy noise is seeded" in told
     assert json.loads((first / "report.json").read_text())["run"]["seeded_noise"] is True

@@ -11,6 +11,7 @@ from bench.cache import cache
 from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
+from bench.privacy import privacy
 from bench.rules import rules
 from bench.scale import scale
 from bench.transport import transport
@@ -20,11 +21,12 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "engine": engine,
     "fold": fold,
     "ingest": ingest,
+    "privacy": privacy,
     "rules": rules,
     "scale": scale,
     "transport": transport,
 }
-NAMED_ONLY = frozenset({"transport"})  # several minutes long, and of real networks
+NAMED_ONLY = frozenset({"privacy", "transport"})  # several minutes long
 
 
 def main() -> int:

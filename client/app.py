@@ -17,6 +17,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.dataset import Cache, CacheError
+from client.guard import Noise, secure
 from client.outbox import Outbox
 from client.policy import Refused, check_plan, check_policy
 from client.release import refusal
@@ -33,7 +34,7 @@ _UNKNOWN_SITE = "unknown"
 _LOG_BYTES = 1 << 20
 
 
-def answer(task: Task, site: Site) -> Reply:
+def answer(task: Task, site: Site, noise: Noise = secure) -> Reply:
     """Do a task and return what may leave; every failure becomes a code."""
     try:
         check_policy(check_plan(task), task, site)
@@ -41,7 +42,7 @@ def answer(task: Task, site: Site) -> Reply:
         if (kept := outbox.find()) is not None:
             log.info("round %d: asked again; the answer of before leaves again", task.round)
             return kept
-        reply = perform(task, site)
+        reply = perform(task, site, noise)
         outbox.keep(reply)
         log.info("round %d: %s done, %d bytes of update leave", task.round, task.kind, len(reply.update))
         return reply
@@ -61,7 +62,7 @@ def answer(task: Task, site: Site) -> Reply:
     return refusal(site.site, task, code)
 
 
-def perform(task: Task, site: Site) -> Reply:
+def perform(task: Task, site: Site, noise: Noise = secure) -> Reply:
     """Do a task that the hospital's policy allows; Refused with the code where it cannot be done."""
     cache = Cache.open(site.cache_folder)
     if task.kind == "describe":
@@ -69,7 +70,7 @@ def perform(task: Task, site: Site) -> Reply:
     if task.kind not in ("pretrain", "finetune", "evaluate"):
         raise Refused(Code.TASK_UNKNOWN)
     runtime = runtime_for(site.compute, check_plan(task).precision)
-    return evaluate(task, site, cache, runtime) if task.kind == "evaluate" else train(task, site, cache, runtime)
+    return evaluate(task, site, cache, runtime) if task.kind == "evaluate" else train(task, site, cache, runtime, noise)
 
 
 def runtime_for(compute: Compute, precision: str) -> Runtime:
@@ -83,8 +84,10 @@ def runtime_for(compute: Compute, precision: str) -> Runtime:
     )
 
 
-def make_app(site_file: Callable[[Context], Path]) -> ClientApp:
-    """A ClientApp that finds its hospital's SITE.yaml by `site_file`; simulation and deployment differ in nothing else."""
+def make_app(site_file: Callable[[Context], Path], noise: Noise = secure) -> ClientApp:
+    """A ClientApp that finds its hospital's SITE.yaml by `site_file`; simulation and deployment differ in nothing else, unless a simulation
+    seeds its privacy `noise`.
+    """
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
@@ -99,7 +102,7 @@ def make_app(site_file: Callable[[Context], Path]) -> ClientApp:
             return reply_to_message(refusal(_UNKNOWN_SITE, task, Code.SITE_INVALID), message)
         try:
             with _own_log(site.private):
-                return reply_to_message(answer(task, site), message)
+                return reply_to_message(answer(task, site, noise), message)
         except OSError:
             log.exception("the private folder cannot be written")
             return reply_to_message(refusal(site.site, task, Code.FAILED), message)

@@ -75,6 +75,17 @@ def trained(
     )  # fmt: skip
 
 
+def protected(site: str, task: Task, packed: bytes, *, examples: int, steps: int) -> Reply:
+    """The update of a training under a plan's `privacy:`. Nothing that was measured of it leaves: no noise is on a loss, a score or a time.
+
+    examples: what follows from the plan and the number of steps alone.
+    """
+    return Reply(
+        site=site, kind=task.kind, round=task.round, stage=task.stage, plan_digest=task.plan_digest,
+        examples=examples, steps=steps, update=packed,
+    )  # fmt: skip
+
+
 def evaluated(site: str, task: Task, evaluation: dict[str, Any], *, examples: int, seconds: float) -> Reply:
     """An evaluation as `metrics.evaluate_scores` made it, its small cells already bucketed."""
     return Reply(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from client.dataset import Cache, batches
 from client.feedback import Residual
+from client.guard import Guarded, Noise, begin, secure
 from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
 from client.policy import Refused, Work, check_plan, check_size, check_task
-from client.release import description, evaluated, trained
+from client.release import description, evaluated, protected, trained
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
@@ -45,13 +46,13 @@ def describe(task: Task, site: Site, cache: Cache) -> Reply:
     return description(site.site, task, cache, site.minimum_cell)
 
 
-def train(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
-    """One round of local training from the global weights; the update is what it changed."""
+def train(task: Task, site: Site, cache: Cache, runtime: Runtime, noise: Noise = secure) -> Reply:
+    """One round of local training from the global weights; the update is what it changed. `noise` serves a plan with `privacy:`."""
     work = _open(task, site, cache)
     if isinstance(work.stage, PretrainStage):
-        return _pretrain(task, work, work.stage, site, cache, runtime)
+        return _pretrain(task, work, work.stage, site, cache, runtime, noise)
     if isinstance(work.stage, FinetuneStage):
-        return _finetune(task, work, work.stage, site, cache, runtime)
+        return _finetune(task, work, work.stage, site, cache, runtime, noise)
     raise Refused(Code.TASK_UNKNOWN)
 
 
@@ -82,15 +83,23 @@ def _open(task: Task, site: Site, cache: Cache) -> Work:
     return replace(work, state=OwnTensors(site.private, task, work).overlay())
 
 
-def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
+def _pretrain(
+    task: Task, work: Work, stage: PretrainStage, site: Site, cache: Cache, runtime: Runtime, noise: Noise
+) -> Reply:
     rows = cache.rows("train")
     if len(rows) == 0:
         raise Refused(Code.NO_PICTURES)
     model = build_objective(work.plan, stage)
     _load(model, work)
+    guarded = _begin(noise, work, site, task, stage, cache, rows, runtime)
     seed = derive_seed(work.plan.seed, "train", task.round, site.site)
-    held_out = _validation_loss(model, stage, site, cache, work, runtime)
-    stream = (images for images, _ in batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs))
+    metrics: dict[str, float] = {}
+    if guarded is None:
+        metrics = {"validation_loss": _validation_loss(model, stage, site, cache, work, runtime)}
+        drawn = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
+    else:
+        drawn = guarded.batches()
+    stream = (images for images, _ in drawn)
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
     mixing = Mixing(site.private, task, work.plan.aggregation.mixing)
@@ -100,32 +109,51 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
         ) is not work.state:  # within the block, for its pull is to the global weights
             load_state(model, begun)
         result = pretrain(
-            model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
-        )
+            model, stream, stage, _progress(stage, task, len(rows), guarded), seed, runtime, moments,
+            memory.interrupted, None if guarded is None else guarded.protection,
+        )  # fmt: skip
     memory.keep(result.moments)
     mixing.end(state_of(model))
-    return _reply(task, site, work, model, result, {"validation_loss": held_out})
+    return _reply(task, site, work, model, result, metrics)
 
 
-def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
+def _finetune(
+    task: Task, work: Work, stage: FinetuneStage, site: Site, cache: Cache, runtime: Runtime, noise: Noise
+) -> Reply:
     share_seed = derive_seed(work.plan.seed, "label-share", site.site)
     rows = labelled_share(cache, cache.rows("train"), stage.label_fraction, share_seed)
     if len(rows) == 0:
         raise Refused(Code.NO_LABELS)
     model = build_classifier(work.plan, stage)
     _load(model, work)
+    guarded = _begin(noise, work, site, task, stage, cache, rows, runtime)
     seed = derive_seed(work.plan.seed, "train", task.round, site.site)
-    held_out = _validation_auroc(model, cache, runtime)
-    stream = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
-    weights = positive_weights(cache.labels[rows], stage.positive_weight)
+    metrics: dict[str, float] = {}
+    if guarded is None:
+        metrics = {"validation_auroc": _validation_auroc(model, cache, runtime)}
+        stream = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
+        weights = positive_weights(cache.labels[rows], stage.positive_weight)
+    else:
+        stream, weights = guarded.batches(), torch.ones(len(cache.spec.findings))
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
     with proximal(model, work.plan.aggregation.proximal):
         result = finetune(
-            model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
-        )
+            model, stream, stage, weights, _progress(stage, task, len(rows), guarded), seed, runtime, moments,
+            memory.interrupted, None if guarded is None else guarded.protection,
+        )  # fmt: skip
     memory.keep(result.moments)
-    return _reply(task, site, work, model, result, {"validation_auroc": held_out})
+    return _reply(task, site, work, model, result, metrics)
+
+
+def _begin(
+    noise: Noise, work: Work, site: Site, task: Task, stage: PretrainStage | FinetuneStage, cache: Cache,
+    rows: NDArray[np.int64], runtime: Runtime,
+) -> Guarded | None:  # fmt: skip
+    """The training's protection, its cost booked; None where the plan promises nothing."""
+    if work.plan.privacy is None:
+        return None
+    return begin(noise, work.plan.privacy, site, task, stage, cache, rows, runtime)
 
 
 def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:
@@ -135,8 +163,10 @@ def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:
         raise Refused(Code.STATE_INVALID) from None
 
 
-def _progress(stage: PretrainStage | FinetuneStage, task: Task, examples: int) -> Progress:
-    steps = steps_of(examples, stage.batch_size, stage.local_epochs)
+def _progress(
+    stage: PretrainStage | FinetuneStage, task: Task, examples: int, guarded: Guarded | None = None
+) -> Progress:
+    steps = steps_of(examples, stage.batch_size, stage.local_epochs) if guarded is None else guarded.mechanism.steps
     return Progress(first_step=(task.stage_round - 1) * steps, total_steps=stage.rounds * steps)
 
 
@@ -147,6 +177,8 @@ def _reply(
     after = state_of(model)
     update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
     packed = Residual(site.private, task).encode(update, work.plan.transport.up)
+    if work.plan.privacy is not None:
+        return protected(site.site, task, packed, examples=result.examples, steps=result.steps)
     return trained(
         site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,
         seconds=result.seconds, metrics=metrics,

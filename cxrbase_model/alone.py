@@ -19,6 +19,8 @@ from torch import Tensor
 from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import Classifier
 from cxrbase_model.codec import pack, unpack
+from cxrbase_model.composition import epsilon
+from cxrbase_model.dpsgd import mechanism_of, protect
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
 from cxrbase_model.export import export_classifier, export_encoder
 from cxrbase_model.files import write_private
@@ -26,9 +28,11 @@ from cxrbase_model.initial import build_model, initial_state
 from cxrbase_model.losses import positive_weights
 from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.metrics import evaluate_scores
+from cxrbase_model.normals import NoiseSource
 from cxrbase_model.parallel import World
-from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, timeline
+from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, Privacy, timeline
 from cxrbase_model.predict import predict
+from cxrbase_model.privacy import Mechanism
 from cxrbase_model.rows import batch_rows, labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import SettingsError
@@ -36,6 +40,7 @@ from cxrbase_model.state import State, load_state, state_of
 
 _SPLITS = ("test", "validation", "train")  # as the draw of a patient rises
 _PREDICT_BATCH = 64
+DELTA = 1e-5  # of the epsilon that is told
 
 
 class Arrays:
@@ -72,11 +77,16 @@ def train_plan(plan: Plan, arrays: Arrays, out: Path, runtime: Runtime) -> Itera
 
     InitError where a stage's `init` cannot be had, TrainingDiverged where a loss is not finite.
     """
+    spent: list[Mechanism] = []
     for item in timeline(plan):
         if isinstance(item.stage, EvaluateStage):
             yield _evaluate(plan, item.stage, item.model_of, arrays, out, runtime)
         elif item.stage_round == 1:
             yield _train(plan, item.stage, arrays, out, runtime)
+            if plan.privacy is not None:
+                spent.append(_mechanism(plan, plan.privacy, item.stage, arrays))
+    if plan.privacy is not None:
+        yield f"privacy: epsilon {epsilon(spent, DELTA):.3g} at delta {DELTA:g} for each {plan.privacy.unit}, noise from a secure source"
 
 
 def _train(plan: Plan, stage: PretrainStage | FinetuneStage, arrays: Arrays, out: Path, runtime: Runtime) -> str:
@@ -92,7 +102,8 @@ def _train(plan: Plan, stage: PretrainStage | FinetuneStage, arrays: Arrays, out
             export_classifier(state, plan, stage, out / "classifier")
         _write(_weights(out, stage.name), pack(state))
     World.current().wait()  # the next stage may start from these
-    return f"{stage.name}: {result.steps} steps, {result.examples / result.seconds:.1f} pictures a second, loss {result.loss:.4g}"
+    loss = "not told under privacy" if plan.privacy is not None else f"{result.loss:.4g}"
+    return f"{stage.name}: {result.steps} steps, {result.examples / result.seconds:.1f} pictures a second, loss {loss}"
 
 
 def _fit(
@@ -100,24 +111,42 @@ def _fit(
     checkpoint: LocalCheckpoint, runtime: Runtime,
 ) -> LocalResult:  # fmt: skip
     """One call of the engine, over the passes of all rounds."""
-    rows, epochs, seed = (
-        arrays.rows("train"),
-        stage.rounds * stage.local_epochs,
-        derive_seed(plan.seed, "alone", stage.name),
-    )
-    if isinstance(stage, FinetuneStage):
-        rows = labelled_share(arrays, rows, stage.label_fraction, derive_seed(plan.seed, "label-share"))
+    rows, seed = _rows(plan, stage, arrays), derive_seed(plan.seed, "alone", stage.name)
+    epochs = stage.rounds * stage.local_epochs
     if len(rows) == 0:
         raise SettingsError(f"stage {stage.name}: there is no picture to learn from")
-    progress = Progress(0, steps_of(len(rows), stage.batch_size, epochs))
-    batches = (arrays.batch(chosen) for chosen in batch_rows(rows, stage.batch_size, seed, epochs))
+    protection = protect(plan.privacy, NoiseSource() if plan.privacy is not None else None)
+    if protection is None:
+        steps, chosen = steps_of(len(rows), stage.batch_size, epochs), batch_rows(rows, stage.batch_size, seed, epochs)
+    else:
+        mechanism = _mechanism(plan, protection.privacy, stage, arrays)
+        steps, chosen = mechanism.steps, protection.batches(rows, arrays.patients[rows], mechanism)
+    batches, progress = (arrays.batch(part) for part in chosen), Progress(0, steps)
     if isinstance(stage, FinetuneStage) and isinstance(model, Classifier):
-        weights = positive_weights(arrays.labels[rows], stage.positive_weight)
-        return finetune(model, batches, stage, weights, progress, seed, runtime, checkpoint=checkpoint)
+        weights = positive_weights(
+            arrays.labels[rows], stage.positive_weight
+        )  # ones under privacy: the plan is checked
+        return finetune(
+            model, batches, stage, weights, progress, seed, runtime, checkpoint=checkpoint, protection=protection
+        )
     assert isinstance(stage, PretrainStage)  # the model is the stage's
     assert isinstance(model, MaskedAutoencoder)
     pictures = (images for images, _ in batches)
-    return pretrain(model, pictures, stage, progress, seed, runtime, checkpoint=checkpoint)
+    return pretrain(model, pictures, stage, progress, seed, runtime, checkpoint=checkpoint, protection=protection)
+
+
+def _rows(plan: Plan, stage: PretrainStage | FinetuneStage, arrays: Arrays) -> NDArray[np.int64]:
+    """What a stage learns from."""
+    rows = arrays.rows("train")
+    if isinstance(stage, FinetuneStage):
+        return labelled_share(arrays, rows, stage.label_fraction, derive_seed(plan.seed, "label-share"))
+    return rows
+
+
+def _mechanism(plan: Plan, privacy: Privacy, stage: PretrainStage | FinetuneStage, arrays: Arrays) -> Mechanism:
+    """What a stage costs."""
+    patients = arrays.patients[_rows(plan, stage, arrays)]
+    return mechanism_of(privacy, patients, stage.batch_size, stage.rounds * stage.local_epochs)
 
 
 def _evaluate(plan: Plan, stage: EvaluateStage, name: str, arrays: Arrays, out: Path, runtime: Runtime) -> str:

@@ -8,6 +8,7 @@ shares of several processes.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cxrbase_model.augment import augment, draw_augmentation
 from cxrbase_model.checkpoint import LocalCheckpoint, Saver, Tally
 from cxrbase_model.classifier import Classifier
+from cxrbase_model.dpsgd import PrivateBatches, Protection
 from cxrbase_model.losses import classification_costs, known_labels
 from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.microbatch import MicroBatches
@@ -68,11 +70,15 @@ def pretrain(
     runtime: Runtime,
     moments: Mapping[str, Tensor] | None = None,
     checkpoint: LocalCheckpoint | None = None,
+    protection: Protection | None = None,
 ) -> LocalResult:
     """Train on uint8 pictures [B, H, W]; TrainingDiverged where the loss is not finite.
 
     `moments` are those of an earlier `LocalResult` of the same stage; ValueError where they are not this model's. With a
     `checkpoint`, training that was interrupted goes on where it last wrote one, if `batches` and all else are the same again.
+
+    With a `protection` it is DP-SGD: `batches` are Poisson samples of one picture a unit and may be empty, nothing random follows from
+    `seed`, no loss is known, and `examples` are the expected ones.
     """
     generators = {name: generator(seed, name) for name in ("augmentation", "masks")}
     net = runtime.prepared(model)
@@ -83,21 +89,24 @@ def pretrain(
         rows |= draw_augmentation(images_BHW.shape, stage.augmentation, generators["augmentation"], runtime.device)
         visible, hidden = model.random_masking(count * stage.masks, stage.mask_ratio, generators["masks"])
         hidden = hidden[:, : max(1, round(stage.decode * hidden.shape[1]))]
-        rows |= {"visible": visible.reshape(count, stage.masks, -1), "hidden": hidden.reshape(count, stage.masks, -1)}
+        rows |= {
+            "visible": visible.reshape(count, stage.masks, visible.shape[1]),
+            "hidden": hidden.reshape(count, stage.masks, hidden.shape[1]),
+        }
         return rows, torch.tensor(float(count * stage.masks))
 
-    def loss_of(rows: Rows) -> Tensor:
+    def costs_of(rows: Rows) -> Tensor:
         images = augment(rows["images"], rows)
         with runtime.autocast():
             losses: Tensor = net(
                 images, rows["visible"].flatten(0, 1), rows["hidden"].flatten(0, 1), stage.normalize_targets
             )
-        return losses.sum()
+        return losses
 
     def after_step(done: float) -> None:
         model.after_step(stage.teacher, done)
 
-    job = _Job(stage, progress, seed, runtime, generators, draw, loss_of, after_step)
+    job = _Job(stage, progress, seed, runtime, generators, draw, costs_of, after_step, protection)
     return _train(model, batches, job, 1.0, moments, checkpoint)
 
 
@@ -111,6 +120,7 @@ def finetune(
     runtime: Runtime,
     moments: Mapping[str, Tensor] | None = None,
     checkpoint: LocalCheckpoint | None = None,
+    protection: Protection | None = None,
 ) -> LocalResult:
     """Train on uint8 pictures [B, H, W] and targets [B, C], NaN where unknown; the rest as in `pretrain`."""
     generators = {"augmentation": generator(seed, "augmentation"), "paths": torch.Generator().manual_seed(seed)}
@@ -123,13 +133,13 @@ def finetune(
         paths = model.encoder.draw_paths(len(images_BHW), generators["paths"])
         return rows if paths is None else rows | {"paths": paths}, known_labels(targets_BC)
 
-    def loss_of(rows: Rows) -> Tensor:
+    def costs_of(rows: Rows) -> Tensor:
         images = augment(rows["images"], rows)
         with runtime.autocast():
             logits = net(images, rows.get("paths"))
-            return classification_costs(logits, rows["targets"], weights, stage.loss).sum()
+            return classification_costs(logits, rows["targets"], weights, stage.loss)
 
-    job = _Job(stage, progress, seed, runtime, generators, draw, loss_of)
+    job = _Job(stage, progress, seed, runtime, generators, draw, costs_of, protection=protection)
     return _train(model, batches, job, stage.layer_decay, moments, checkpoint)
 
 
@@ -137,8 +147,8 @@ def finetune(
 class _Job:
     """What pretraining and fine-tuning do differently.
 
-    draw: a batch to its rows with everything random about them, and what the sum of their losses is divided by. loss_of: rows
-    on the device to that sum. after_step: what follows a step, given the share of the stage's steps that are done.
+    draw: a batch to its rows with everything random about them, and what the sum of their costs is divided by. costs_of: rows
+    on the device to their costs. after_step: what follows a step, given the share of the stage's steps that are done.
     """
 
     stage: PretrainStage | FinetuneStage
@@ -147,8 +157,9 @@ class _Job:
     runtime: Runtime
     generators: dict[str, torch.Generator]
     draw: Callable[[Any], tuple[Rows, Tensor]]
-    loss_of: Callable[[Rows], Tensor]
+    costs_of: Callable[[Rows], Tensor]
     after_step: Callable[[float], None] = lambda done: None
+    protection: Protection | None = None
 
     def identity(self, model: nn.Module, moments: Mapping[str, Tensor] | None) -> str:
         """A digest of all that the training depends on but its pictures: its local checkpoint is no other training's."""
@@ -168,10 +179,12 @@ def _train(
     optimizer = adamw(groups, settings, device)
     if moments:
         load_moments(model, optimizer, moments)
-    parts = MicroBatches(model, job.loss_of, device, job.runtime.micro_batch)
+    parts, draw = _ways(model, job)
     tally = Tally(torch.zeros((), dtype=torch.float64, device=device))
     saver = Saver(
-        checkpoint,
+        checkpoint
+        if job.protection is None
+        else None,  # it would hold a training that is seen half-way, and its generators
         lambda: job.identity(model, moments),
         model,
         optimizer,
@@ -184,7 +197,7 @@ def _train(
         for batch in islice(batches, tally.steps, None):
             step = progress.first_step + tally.steps
             set_rate(optimizer, learning_rate(step, progress.total_steps, settings, job.stage.batch_size))
-            rows, total = job.draw(batch)
+            rows, total = draw(batch)
             loss = parts.backward(world.share(rows), total)
             world.sum_gradients(model.parameters())
             world.sum(loss)
@@ -204,9 +217,21 @@ def _train(
         raise ValueError("batches: expected at least one batch, found none")
     saver.remove()
     kept = moments_of(model, optimizer) if settings.state == "keep" else {}
+    if job.protection is not None:  # neither how many pictures there were nor what they cost is anybody's to know
+        return LocalResult(tally.steps, tally.steps * job.stage.batch_size, math.nan, time.monotonic() - started, kept)
     return LocalResult(
         tally.steps, tally.examples, float(tally.total) / tally.examples, time.monotonic() - started, kept
     )
+
+
+def _ways(
+    model: MaskedAutoencoder | Classifier, job: _Job
+) -> tuple[MicroBatches, Callable[[Any], tuple[Rows, Tensor]]]:
+    """How gradients are made, and how a batch is drawn."""
+    if job.protection is None:
+        return MicroBatches(model, job.costs_of, job.runtime.device, job.runtime.micro_batch), job.draw
+    private = PrivateBatches(model, job.costs_of, job.runtime, job.protection, job.stage.batch_size)
+    return private, job.protection.apart(job.draw, job.generators)
 
 
 def _check(total: Tensor) -> None:

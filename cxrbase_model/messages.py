@@ -34,6 +34,7 @@ class Code(StrEnum):
     POLICY = "POLICY"
     APPROVAL = "APPROVAL"
     BUNDLE = "BUNDLE"
+    BUDGET = "BUDGET"
     DIVERGED = "DIVERGED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     FAILED = "FAILED"
@@ -66,6 +67,7 @@ MEANING: dict[Code, str] = {
     Code.POLICY: "the hospital's policy does not allow the task",
     Code.APPROVAL: "the hospital has not approved the plan yet; it was told how to",
     Code.BUNDLE: "the code that was sent is not of the release that the hospital has installed, and it has not approved it",
+    Code.BUDGET: "the training would spend more privacy than the hospital allows, or gives no guarantee where one is asked for",
     Code.DIVERGED: "the local loss was not finite; the update was not released",
     Code.OUT_OF_MEMORY: "the hospital's device ran out of memory",
     Code.FAILED: "the task failed in the hospital; its own log says why",

@@ -14,19 +14,19 @@ log = logging.getLogger("cxrbase.model")
 
 
 class MicroBatches:
-    """Forward and backward over a batch, in parts of `size` pictures (all at once where None).
+    """Forward and backward over a batch, in parts of `size` pictures (all at once where None); `costs_of` rows are their costs.
 
     Out of memory halves the size for good and computes the batch anew; at one picture it is raised.
     """
 
     def __init__(
-        self, model: nn.Module, loss_of: Callable[[Rows], Tensor], device: torch.device, size: int | None
+        self, model: nn.Module, costs_of: Callable[[Rows], Tensor], device: torch.device, size: int | None
     ) -> None:
         self.size = size
-        self._model, self._loss_of, self._device = model, loss_of, device
+        self._model, self._costs_of, self._device = model, costs_of, device
 
     def backward(self, rows: Rows, total: Tensor) -> Tensor:
-        """The gradients of the quotient of the sum of `loss_of` over the batch and `total`, a number on the CPU; returns the
+        """The gradients of the quotient of the sum of the costs over the batch and `total`, a number on the CPU; returns the
         quotient, on the device.
         """
         count = len(next(iter(rows.values())))
@@ -46,14 +46,14 @@ class MicroBatches:
     def _attempt(self, rows: Rows, total: Tensor, count: int, size: int) -> Tensor:
         loss = torch.zeros((), device=self._device)
         for start in range(0, count, max(1, size)):
-            part = {name: _moved(tensor[start : start + size], self._device) for name, tensor in rows.items()}
-            share = self._loss_of(part) / total
+            part = {name: moved(tensor[start : start + size], self._device) for name, tensor in rows.items()}
+            share = self._costs_of(part).sum() / total
             share.backward()  # type: ignore[no-untyped-call]  # torch's own signature has no types
             loss += share.detach()
         return loss
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on the device; from pinned memory, so that the processor need not wait for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxrbase_model.aggregation import Aggregation
+from cxrbase_model.privacy import Privacy, check_stages
 from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
 from cxrbase_model.stages import (
     Augmentation,
@@ -35,6 +36,7 @@ __all__ = [
     "Optimizer",
     "Plan",
     "PretrainStage",
+    "Privacy",
     "Round",
     "Stage",
     "Teacher",
@@ -158,10 +160,12 @@ class Plan:
     federation: Federation = knob(factory=Federation, why="the round")
     transport: Transport = knob(factory=Transport, why="bytes against exactness on the wire")
     aggregation: Aggregation = knob(factory=Aggregation, why="how updates become one step of the model")
+    privacy: Privacy | None = knob(None, why="differential privacy of patients or pictures; none promises nothing")
 
     def __post_init__(self) -> None:
         self._check_model()
         self._check_stages()
+        check_stages(self.privacy, self.stages)
         self.aggregation.check_quorum(self.federation.quorum)
 
     @property

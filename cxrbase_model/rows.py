@@ -1,9 +1,9 @@
-"""Which rows of a table of pictures are learned from, and in which batches: a function of the table, sizes and a seed alone."""
+"""Which rows of a table of pictures are learned from, and in which batches: a function of the table, sizes and random numbers alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -66,3 +66,22 @@ def balanced_rows(
     chances = 1.0 / (len(counts) * counts[cell])
     for _ in range(steps):
         yield rng.choice(rows, batch_size, p=chances)
+
+
+def poisson_rows(
+    rows: NDArray[np.int64],
+    units: NDArray[np.int64],
+    rate: float,
+    steps: int,
+    uniform: Callable[[int], NDArray[np.float64]],
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of `steps` batches that each unit is in with chance `rate`, whatever the others are, by one of its rows, each as likely.
+
+    units: int64 [len(rows)], the unit of each row. uniform: gives so many numbers in [0, 1). A batch may be empty.
+    """
+    order = np.argsort(units, kind="stable")
+    _, starts, counts = np.unique(units[order], return_index=True, return_counts=True)
+    for _ in range(steps):
+        drawn = np.flatnonzero(uniform(len(starts)) < rate)
+        places = (uniform(len(drawn)) * counts[drawn]).astype(np.int64)
+        yield rows[order[starts[drawn] + places]]

@@ -19,6 +19,8 @@ from server.charts import forest, interval_text, legend, line_chart
 Triple = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # original, masked, reconstruction
 Report = dict[str, Any]
 
+SEEDED_TEXT = "privacy noise was seeded, so it can be taken off again: nobody's data is protected by this run"
+
 _EVERYONE = "all hospitals"
 _CURVES = {  # what is drawn of each kind of stage: key of an entry or of its metrics, and the name of the chart
     "pretrain": (("loss", "loss of the reconstruction"), ("validation_loss", "held-out loss")),
@@ -36,6 +38,7 @@ def page(report: Report, reconstructions: Sequence[Triple] = ()) -> str:
     rounds = [record for record in report["rounds"] if record["kind"] != "describe"]
     return environment.get_template("report.html").render(
         run=report["run"],
+        warning=SEEDED_TEXT if report["run"].get("seeded_noise") else "",
         sites=sites,
         progress=_progress(report),
         headlines=list(_headlines(report, rounds)),

@@ -9,10 +9,11 @@ from typing import Any
 
 from cxrbase_model.plan import FinetuneStage, Plan, read_plan, timeline
 from cxrbase_model.settings import to_mapping
-from server.page import Triple, page
+from server.page import SEEDED_TEXT, Triple, page
 from server.store import RunStore, write_atomic
 
 SCHEMA = 1
+_SEEDED = "seeded-noise"  # a file that says so, whatever later sessions of the run do
 
 
 def write_report(folder: Path, reconstructions: Sequence[Triple] = ()) -> dict[str, Any]:
@@ -23,10 +24,17 @@ def write_report(folder: Path, reconstructions: Sequence[Triple] = ()) -> dict[s
     """
     plan = read_plan(folder / "plan.yaml")
     store = RunStore(folder, plan)
-    report = content(plan, store.run, store.records())
+    run = store.run | ({"seeded_noise": True} if (folder / _SEEDED).exists() else {})
+    report = content(plan, run, store.records())
     write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
     write_atomic(folder / "report.html", page(report, reconstructions).encode())
     return report
+
+
+def tell_seeded(folder: Path) -> None:
+    """Have the report of a run say that its privacy noise was seeded, wholly or in part; the folder may not be there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _SEEDED).touch()
 
 
 def content(plan: Plan, run: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,8 +89,10 @@ def summary_text(report: dict[str, Any]) -> str:
     """The mean AUROC of each model in each hospital, as a table of text with intervals."""
     sites = list(report["hospitals"])
     lines = [f"{report['run']['name']}: {len(report['rounds'])} of {report['total_rounds'] + 1} rounds committed"]
+    if report["run"].get("seeded_noise"):
+        lines.append(f"  {SEEDED_TEXT}")
     if not report["evaluations"]:
-        return lines[0]
+        return "\n".join(lines)
     width = max(22, *(len(site) for site in sites)) + 2
     heading = "AUROC, held-out patients"
     first = max(len(name) for name in (heading, *report["evaluations"])) + 2

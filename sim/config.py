@@ -39,6 +39,10 @@ class SimConfig:
     data: Path | None = knob(None, why="folder of the hospitals; --data overrides it")
     concurrent: int = knob(2, unit="hospitals", low=1, high=256, why="hospitals that train at the same time")
     threads: int = knob(1, low=1, high=256, why="CPU threads of each; results are equal only for equal numbers")
+    seeded_noise: bool = knob(
+        False,
+        why="draw privacy noise from the plan's seed, so that a run repeats; it protects nobody then, and the report says so",
+    )
     gpu_share: float = knob(0.0, low=0.0, high=1.0, why="share of one GPU that each takes; 0 trains on the CPU")
 
 

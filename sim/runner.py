@@ -13,8 +13,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import make_app
+from client.guard import secure
+from client.site import Site
+from cxrbase_model.messages import Task
+from cxrbase_model.normals import NoiseSource
+from cxrbase_model.plan import plan_from_text
+from cxrbase_model.seeds import derive_seed
 from server.app import RunSettings, serve
 from server.exchange import Stopped
+from server.report import tell_seeded
 from server.rounds import Observer
 from sim.config import SimConfig
 
@@ -38,9 +45,13 @@ def simulate(
     def site_file(context: Context) -> Path:
         return files[int(context.node_config["partition-id"])]
 
+    noise = secure
+    if config.seeded_noise and settings.plan.privacy is not None:
+        noise = seeded_noise
+        tell_seeded(settings.folder)
     _quiet_flower()
     try:
-        run_simulation(server_app, make_app(site_file), len(files), backend_config=_backend(config))
+        run_simulation(server_app, make_app(site_file, noise), len(files), backend_config=_backend(config))
     except KeyboardInterrupt:
         stop.set()
         raise
@@ -49,6 +60,11 @@ def simulate(
             raise
     if failure:
         raise failure[0]
+
+
+def seeded_noise(site: Site, task: Task) -> NoiseSource:
+    """Noise that everybody can repeat who has the plan: for experiments alone."""
+    return NoiseSource(derive_seed(plan_from_text(task.plan_text).seed, "privacy noise", task.round, site.site))
 
 
 def _server_app(

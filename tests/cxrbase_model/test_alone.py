@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from cxrbase_model.alone import Arrays
 from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.cli import main
+from cxrbase_model.codec import unpack
+from cxrbase_model.composition import epsilon
 from cxrbase_model.export import load_classifier
 from cxrbase_model.plan import Plan
+from cxrbase_model.privacy import Mechanism
+from cxrbase_model.rows import steps_of
 from cxrbase_model.settings import SettingsError, read, to_mapping
 
 COUNT = 120
@@ -130,3 +135,35 @@ def test_arrays_that_do_not_fit_the_plan_are_one_line(
 def test_info_says_what_a_model_costs(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(plan_file)]) == 0
     assert "M parameters" in capsys.readouterr().out
+
+
+def test_a_plan_with_privacy_trains_every_stage_under_one_promise_and_tells_its_cost(
+    plan: Plan, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pretraining, fine-tuning, and the head once more on what came out of it: all noised, all counted."""
+    mapping = to_mapping(plan)
+    mapping["privacy"] = {"unit": "patient", "noise_multiplier": 2.0}
+    mapping["stages"][1] |= {"local_epochs": 1}
+    probe = mapping["stages"][2]
+    probe |= {"init": "stage:detect", "positive_weight": 1.0, "local_epochs": 1, "batch_size": 8}
+    private = read(Plan, mapping)
+    path = tmp_path / "private.yaml"
+    path.write_text(yaml.safe_dump(mapping))
+    assert train(path, arrays, tmp_path / "private") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "loss not told under privacy" in line] == lines[:3]
+    patients = len(np.unique(Arrays(arrays, private).patients[Arrays(arrays, private).rows("train")]))
+    rate, one, two = 8 / patients, steps_of(patients, 8, 2), steps_of(patients, 8, 1)
+    spent = [Mechanism("patient", 2.0, rate, steps) for steps in (one, one, two)]
+    expected = (
+        f"privacy: epsilon {epsilon(spent, 1e-5):.3g} at delta 1e-05 for each patient, noise from a secure source"
+    )
+    assert lines[-1] == expected
+    states = {
+        name: unpack((tmp_path / "private" / "stages" / f"{name}.safetensors").read_bytes())
+        for name in ("detect", "probe")
+    }
+    moved = {key for key, tensor in states["detect"].items() if not torch.equal(tensor, states["probe"][key])}
+    assert moved == {key for key in states["detect"] if key.startswith("head")}, "the head alone"
+    assert train(path, arrays, tmp_path / "private") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == expected, "what was finished before has cost the same"

@@ -30,3 +30,20 @@ def test_only_a_seeded_source_repeats_and_says_so() -> None:
     assert not torch.equal(NoiseSource().normal(64), NoiseSource().normal(64))
     assert NoiseSource(5).seeded
     assert not NoiseSource().seeded
+
+
+@pytest.mark.parametrize("count", [1, 7, 40_001, 700_001])
+def test_noise_is_added_on_several_threads_as_on_one_and_to_the_last_number(count: int) -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            values = torch.full((count,), 5.0)
+            NoiseSource(1).add_to(values, 2.0)
+            found.append(values)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert int((found[0] == 5).sum()) <= 3, "a chance of one in ten million for each number"
+    if count > 10_000:
+        assert kstest(((found[0] - 5) / 2).numpy(), "norm").statistic < 0.015  # chance below 1e-7

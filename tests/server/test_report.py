@@ -155,3 +155,11 @@ def test_a_chart_leaves_out_what_is_not_finite_and_survives_equal_values() -> No
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (14_413_704, "14.4 MB"), (3e9, "3 GB")])
 def test_bytes_are_told_in_decimal_units(count: int, text: str) -> None:
     assert bytes_text(count) == text
+
+
+def test_a_run_whose_privacy_noise_was_seeded_says_so_wherever_it_is_read(report: dict[str, Any]) -> None:
+    assert "seeded" not in page(report)
+    assert "seeded" not in summary_text(report)
+    seeded = report | {"run": RUN | {"seeded_noise": True}}
+    assert "privacy noise was seeded" in page(seeded)
+    assert "privacy noise was seeded" in summary_text(seeded)

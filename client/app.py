@@ -16,11 +16,12 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.budget import ledger_of
 from client.dataset import Cache, CacheError
 from client.guard import Noise, secure
 from client.outbox import Outbox
 from client.policy import Refused, check_plan, check_policy
-from client.release import refusal
+from client.release import leave, refusal
 from client.site import Compute, Site, read_site
 from client.work import describe, evaluate, train
 from cxrbase_model.engine import Runtime, TrainingDiverged
@@ -41,8 +42,9 @@ def answer(task: Task, site: Site, noise: Noise = secure) -> Reply:
         outbox = Outbox(site, task)
         if (kept := outbox.find()) is not None:
             log.info("round %d: asked again; the answer of before leaves again", task.round)
-            return kept
-        reply = perform(task, site, noise)
+            return leave(kept, task, site)
+        began = ledger_of(site).count()
+        reply = leave(perform(task, site, noise), task, site, began)
         outbox.keep(reply)
         log.info("round %d: %s done, %d bytes of update leave", task.round, task.kind, len(reply.update))
         return reply

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from client import bundle_commands
+from client import bundle_commands, ledger_commands
 from client import commands as training
 from client.archive import commands as archive
 from client.archive.cache import CacheError
 from client.archive.ingest import IngestStopped
 from client.archive.manifest import ManifestError
 from client.archive.sources import SourceLost
+from client.ledger_head import LedgerError
 from client.node import commands as node
 from cxrbase_model.settings import SettingsError
 
@@ -33,6 +34,7 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
     training.add_check,
     training.add_plans,
     training.add_rehearse,
+    ledger_commands.add_ledger,
     bundle_commands.add_approve,
     node.add_start,
     node.add_status,
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except SettingsError as error:
         return _failed(error, EXIT_USAGE)
-    except (CacheError, IngestStopped, ManifestError, SourceLost) as error:
+    except (CacheError, IngestStopped, LedgerError, ManifestError, SourceLost) as error:
         return _failed(error, EXIT_FAILED)
     except KeyboardInterrupt:
         print("\ncxrbase-client: interrupted; the same command goes on where it stopped", file=sys.stderr)

@@ -115,6 +115,7 @@ def _plans(arguments: argparse.Namespace) -> int:
     approvals = Approvals(site.private)
     if arguments.approve:
         plan = _named(arguments.approve, approvals.plans("asked"))
+        console.print(f"Privacy of plan {plan.name}: {_privacy(plan, site)}.", markup=False)
         approvals.approve(plan)
         console.print(f"{site.site}: plan {plan.name} ({plan.digest[:12]}) may run.")
     elif arguments.revoke:
@@ -122,7 +123,7 @@ def _plans(arguments: argparse.Namespace) -> int:
         approvals.revoke(plan)
         console.print(f"{site.site}: plan {plan.name} ({plan.digest[:12]}) may not run any more.")
     else:
-        _list_plans(approvals)
+        _list_plans(approvals, site)
     if site.policy.plans != "ask":
         console.print(f"[yellow]policy.plans is {site.policy.plans}, so approvals are not asked for.[/yellow]")
     return 0
@@ -139,15 +140,39 @@ def _named(name: str, known: list[Plan]) -> Plan:
     return found[0]
 
 
-def _list_plans(approvals: Approvals) -> None:
+def _list_plans(approvals: Approvals, site: Site) -> None:
+    costs = []
     table = Table("plan", "digest", "", "stages", box=None, padding=(0, 1))
     for kind, state in (("approved", "[green]approved[/green]"), ("asked", "[yellow]waits for approval[/yellow]")):
         for plan in approvals.plans(kind):
-            table.add_row(plan.name, plan.digest[:12], state, "; ".join(_told(stage) for stage in plan.stages))
+            table.add_row(
+                plan.name,
+                plan.digest[:12],
+                state,
+                "; ".join(_told(stage) for stage in plan.stages),
+                _privacy(plan, site),
+            )
+            costs.append(f"Privacy of {plan.name} ({plan.digest[:12]}): {_privacy(plan, site)}.")
+
     if table.row_count:
         console.print(table)
+        console.print("\n".join(costs), markup=False)
     else:
         console.print("No plan was asked for or approved yet.")
+
+
+def _privacy(plan: Plan, site: Site) -> str:
+    """What a plan would cost this hospital, in words."""
+    if plan.privacy is None:
+        return "no guarantee"
+    from client.budget import standing  # imported here: torch takes a second that other commands need not wait
+    from client.dataset import Cache, CacheError
+    from client.forecast import cost
+
+    try:
+        return cost(plan, site, Cache.open(site.cache_folder), standing(site))[1]
+    except CacheError:
+        return f"a guarantee for each {plan.privacy.unit}; what it costs is known after the ingest"
 
 
 def _told(stage: Stage) -> str:

@@ -79,5 +79,7 @@ def _key(site: Site, task: Task) -> str:
         cache = hashlib.sha256((site.cache_folder / "cache.json").read_bytes()).hexdigest()
     except OSError:  # what is wrong with it is said where it is opened
         cache = ""
-    text = json.dumps([fields, cache, site.site, site.minimum_cell], sort_keys=True)
+    policy = site.policy
+    limits = [site.minimum_cell, site.least_patients, policy.parameters, policy.parameters_per_picture]
+    text = json.dumps([fields, cache, site.site, limits], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

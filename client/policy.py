@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from client.approval import Approvals
+from client.dataset import Cache
 from client.site import Site
 from cxrbase_model.codec import CodecError, decode
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, plan_from_text
+from cxrbase_model.rows import batch_rows
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.state import State, digest
 
@@ -97,10 +103,34 @@ def objection(plan: Plan, stage_name: str, site: Site, now: time.struct_time | N
         return f"policy.stages does not allow {stage.kind}"
     if not isinstance(stage, EvaluateStage) and stage.local_epochs > policy.local_epochs:
         return f"policy.local_epochs allows {policy.local_epochs:g}, stage {stage.name} wants {stage.local_epochs:g}"
-    if not isinstance(stage, EvaluateStage) and policy.epsilon is not None:
-        return f"policy.epsilon allows {policy.epsilon:g}, stage {stage.name} gives no guarantee"
+    if against := _unprotected(plan, stage, site):
+        return against
     if not policy.open_at(moment.tm_hour, moment.tm_min):
         return f"policy.hours does not allow {moment.tm_hour:02}:{moment.tm_min:02}"
+    return ""
+
+
+def _unprotected(plan: Plan, stage: PretrainStage | FinetuneStage | EvaluateStage, site: Site) -> str:
+    """What the policy has against what a stage releases of single patients."""
+    policy = site.policy
+    if isinstance(stage, EvaluateStage):
+        if policy.evaluations == "refuse" or (policy.evaluations == "unbudgeted" and policy.epsilon is not None):
+            return f"policy.evaluations does not allow stage {stage.name}: what it measures has no epsilon"
+        return ""
+    if plan.privacy is None and policy.epsilon is not None:
+        return f"policy.epsilon allows {policy.epsilon:g}, stage {stage.name} gives no guarantee"
+    if plan.privacy is None and stage.batch_size < site.least_patients:
+        return f"policy.patients asks for {site.least_patients}, a step of stage {stage.name} is of {stage.batch_size}"
+    if (
+        plan.privacy is not None
+        and policy.epsilon is not None
+        and (plan.privacy.unit, policy.unit)
+        == (
+            "picture",
+            "patient",
+        )
+    ):
+        return f"policy.unit is patient, stage {stage.name} gives a guarantee for single pictures only"
     return ""
 
 
@@ -110,3 +140,27 @@ def check_size(work: Work, site: Site) -> None:
     if parameters > site.policy.parameters:
         log.warning("policy.parameters allows %d, the model has %d", site.policy.parameters, parameters)
         raise Refused(Code.POLICY)
+
+
+def check_cohort(work: Work, site: Site, cache: Cache, rows: NDArray[np.int64], seed: int) -> None:
+    """Refused where a result would be of too few patients, or of a model too large for so few pictures.
+
+    rows: the rows of the cache that it may be of. seed: of the training, by which its batches are drawn.
+    """
+    stage = work.stage
+    patients: Iterable[NDArray[np.int64]] = (cache.patients[rows],)
+    if not isinstance(stage, EvaluateStage):
+        parameters, most = sum(tensor.numel() for tensor in work.state.values()), site.policy.parameters_per_picture
+        if most is not None and parameters > most * len(rows):
+            log.warning("policy.parameters_per_picture allows %g, the model has %g", most, parameters / len(rows))
+            raise Refused(Code.POLICY)
+        if work.plan.privacy is None:  # under a guarantee, who is in a step is drawn by chance and hidden by noise
+            drawn = batch_rows(rows, stage.batch_size, seed, stage.local_epochs)
+            patients = (cache.patients[batch] for batch in drawn)
+    seen: set[int] = set()
+    for some in patients if len(np.unique(cache.patients[rows])) >= site.least_patients else ():
+        seen.update(some.tolist())
+        if len(seen) >= site.least_patients:
+            return
+    log.warning("policy.patients asks for %d; what stage %s would release is of fewer", site.least_patients, stage.name)
+    raise Refused(Code.POLICY)

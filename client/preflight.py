@@ -16,7 +16,10 @@ from client.approval import Approvals
 from client.archive.open_source import open_source
 from client.archive.pacs.settings import PacsArchive
 from client.archive.sources import SourceLost
+from client.budget import ledger_of, standing, told, told_left
 from client.dataset import Cache, CacheError
+from client.forecast import cost
+from client.ledger import LedgerError
 from client.policy import objection
 from client.site import Compute, Site
 from cxrbase_model.messages import PROTOCOL
@@ -43,6 +46,7 @@ def preflight(site: Site, plan: Plan | None = None) -> Iterator[Item]:
     yield _archive(site)
     yield _disk(site.private)
     yield _device(site.compute)
+    yield from _ledger(site)
     try:
         cache = Cache.open(site.cache_folder)
     except CacheError as error:
@@ -50,6 +54,7 @@ def preflight(site: Site, plan: Plan | None = None) -> Iterator[Item]:
         return
     yield _pictures(cache)
     yield _labels(cache)
+    yield _delta(site, cache)
     if plan is not None:
         yield from _plan(plan, site, cache)
 
@@ -129,6 +134,29 @@ def _labels(cache: Cache) -> Item:
     )
 
 
+def _ledger(site: Site) -> Iterator[Item]:
+    remedy = "see cxrbase-client ledger SITE.yaml and docs/ledger.md; until then no task is done"
+    try:
+        now = standing(site)
+        lines = ledger_of(site).count()
+    except LedgerError as error:
+        yield Item("ledger", False, str(error), remedy)
+        return
+    yield Item("ledger", True, f"{lines} lines, complete and unaltered" if lines else "empty: nothing has left yet")
+    text = f"epsilon {told(now.spent)} is spent for a {now.unit}, at delta {now.delta:g}"
+    if now.budget is None or now.left is None:
+        yield Item("budget", True, f"{text}; policy.epsilon sets no budget")
+        return
+    text = f"{text}; {told_left(now.left)} of {told(now.budget)} is left"
+    yield Item("budget", now.left > 0, text, "every training will be refused; raise policy.epsilon only on purpose")
+
+
+def _delta(site: Site, cache: Cache) -> Item:
+    patients = len(np.unique(cache.patients))
+    text = f"{site.policy.delta:g}, and one over the number of patients is {1 / max(1, patients):.1g}"
+    return Item("delta", site.policy.delta * patients < 1, text, "policy.delta: choose one well below that")
+
+
 def _plan(plan: Plan, site: Site, cache: Cache) -> Iterator[Item]:
     fits = cache.spec == plan.data
     text = f"{plan.name} ({plan.digest[:12]}) {'fits the cache' if fits else 'wants another cache'}"
@@ -136,7 +164,18 @@ def _plan(plan: Plan, site: Site, cache: Cache) -> Iterator[Item]:
     against = {found for stage in plan.stages if (found := objection(plan, stage.name, site))}
     text = "; ".join(sorted(against)) or "allows every stage now"
     yield Item("policy", not against, text, "change policy in SITE.yaml, or leave it: the tasks will be refused")
+    yield from _cost(plan, site, cache)
     if site.policy.plans == "ask":
         approved = Approvals(site.private).approved(plan)
         remedy = "run cxrbase-client plans SITE.yaml --approve and the plan's file or digest, if you agree with it"
         yield Item("approval", approved, "given" if approved else "the plan is not approved", remedy)
+
+
+def _cost(plan: Plan, site: Site, cache: Cache) -> Iterator[Item]:
+    try:
+        now = standing(site)
+    except LedgerError:  # told above
+        return
+    after, text = cost(plan, site, cache, now)
+    allowed = now.budget is None or (plan.privacy is not None and after <= now.budget)
+    yield Item("privacy of the plan", allowed, text, "the tasks will be refused, from the round on that is too much")

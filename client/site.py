@@ -13,6 +13,7 @@ from pathlib import Path
 
 from client.archive.pacs.settings import DicomwebArchive, DimseArchive, PacsArchive, resolved
 from client.node.settings import DaemonSettings
+from cxrbase_model.privacy import UNITS
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
 
 SCHEMA = 1
@@ -174,7 +175,29 @@ class Policy:
     epsilon: float | None = knob(
         None,
         low=0.0,
-        why="least privacy: the largest epsilon that a training may spend; one without any guarantee is refused",
+        why="budget for life: the largest epsilon that all trainings together may spend; one without a guarantee is refused",
+    )
+    delta: float = knob(
+        1e-5, low=1e-15, high=0.01, why="chance that the guarantee fails; well below one over the number of patients"
+    )
+    unit: str = knob("patient", choices=UNITS, why="whose guarantee is asked for: a patient's, or at least a picture's")
+    evaluations: str = knob(
+        "unbudgeted",
+        choices=("unbudgeted", "allow", "refuse"),
+        why="measures of held-out patients have no epsilon: allowed where no budget is set, allowed, or refused",
+    )
+    patients: int | None = knob(
+        None,
+        unit="patients",
+        low=1,
+        high=1_000_000,
+        why="fewest whose pictures a result may be of; minimum_cell if none",
+    )
+    parameters_per_picture: float | None = knob(
+        None, low=1e-6, why="largest model, in parameters for each training picture; none for any"
+    )
+    witness: Path | None = knob(
+        None, why="a file, best on another disk, in which the ledger's last line stands a second time"
     )
     hours: tuple[str, ...] = knob(
         (), why='local times of day at which tasks may begin, such as "19:00-07:00"; none given means any'
@@ -234,6 +257,11 @@ class Site:
             raise SettingsError(f"site: expected 1 to 64 letters, digits, - and _, found {self.site!r}")
 
     @property
+    def least_patients(self) -> int:
+        """The fewest patients whose pictures an update, a measure or a step may be of."""
+        return self.minimum_cell if self.policy.patients is None else self.policy.patients
+
+    @property
     def cache_folder(self) -> Path:
         """The folder of the training cache."""
         return self.private / "cache"
@@ -258,4 +286,9 @@ def resolve(site: Site, home: Path) -> Site:
     else:
         archive = dataclasses.replace(archive, path=home / archive.path)
     rules = None if site.rules is None else home / site.rules
-    return dataclasses.replace(site, archive=archive, labels=labels, rules=rules, private=home / site.private)
+    policy = site.policy
+    if policy.witness is not None:
+        policy = dataclasses.replace(policy, witness=home / policy.witness)
+    return dataclasses.replace(
+        site, archive=archive, labels=labels, rules=rules, policy=policy, private=home / site.private
+    )

@@ -18,8 +18,8 @@ from client.guard import Guarded, Noise, begin, secure
 from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
-from client.policy import Refused, Work, check_plan, check_size, check_task
-from client.release import description, evaluated, protected, trained
+from client.policy import Refused, Work, check_cohort, check_plan, check_size, check_task
+from client.release import description, evaluated, protected, too_few, trained
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
@@ -65,6 +65,7 @@ def evaluate(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
     rows = labelled(cache, cache.rows(work.stage.split))
     if len(rows) == 0:
         raise Refused(Code.NO_LABELS)
+    check_cohort(work, site, cache, rows, seed=0)
     model = build_classifier(work.plan, work.model_stage)
     load_state(model, work.state)
     scores = predict(model, _pictures(cache, rows), runtime).numpy()
@@ -89,10 +90,11 @@ def _pretrain(
     rows = cache.rows("train")
     if len(rows) == 0:
         raise Refused(Code.NO_PICTURES)
+    seed = derive_seed(work.plan.seed, "train", task.round, site.site)
+    check_cohort(work, site, cache, rows, seed)
     model = build_objective(work.plan, stage)
     _load(model, work)
     guarded = _begin(noise, work, site, task, stage, cache, rows, runtime)
-    seed = derive_seed(work.plan.seed, "train", task.round, site.site)
     metrics: dict[str, float] = {}
     if guarded is None:
         metrics = {"validation_loss": _validation_loss(model, stage, site, cache, work, runtime)}
@@ -124,13 +126,14 @@ def _finetune(
     rows = labelled_share(cache, cache.rows("train"), stage.label_fraction, share_seed)
     if len(rows) == 0:
         raise Refused(Code.NO_LABELS)
+    seed = derive_seed(work.plan.seed, "train", task.round, site.site)
+    check_cohort(work, site, cache, rows, seed)
     model = build_classifier(work.plan, stage)
     _load(model, work)
     guarded = _begin(noise, work, site, task, stage, cache, rows, runtime)
-    seed = derive_seed(work.plan.seed, "train", task.round, site.site)
     metrics: dict[str, float] = {}
     if guarded is None:
-        metrics = {"validation_auroc": _validation_auroc(model, cache, runtime)}
+        metrics = {"validation_auroc": _validation_auroc(model, site, cache, runtime)}
         stream = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
         weights = positive_weights(cache.labels[rows], stage.positive_weight)
     else:
@@ -195,21 +198,22 @@ def _validation_loss(
 ) -> float:
     """The loss of the weights that arrived on held-out pictures, with the same masks in every round."""
     rows = cache.rows("validation")
-    if len(rows) == 0:
+    if too_few(cache.patients[rows], site.least_patients):
         return math.nan
     return pretrain_loss(model, _pictures(cache, rows), stage, derive_seed(work.plan.seed, "masks", site.site), runtime)
 
 
-def _validation_auroc(model: Classifier, cache: Cache, runtime: Runtime) -> float:
+def _validation_auroc(model: Classifier, site: Site, cache: Cache, runtime: Runtime) -> float:
     """The mean AUROC of the weights that arrived over the findings that have both classes in the validation split."""
     rows = labelled(cache, cache.rows("validation"))
-    if len(rows) == 0:
+    if too_few(cache.patients[rows], site.least_patients):
         return math.nan
     scores, labels = predict(model, _pictures(cache, rows), runtime).numpy(), cache.labels[rows]
     values = []
     for column in range(labels.shape[1]):
         known = np.isfinite(labels[:, column])
         targets = labels[known, column] >= 0.5
-        if targets.any() and not targets.all():
+        people = cache.patients[rows][known]
+        if not any(too_few(people[targets == side], site.least_patients) for side in (True, False)):
             values.append(auroc(scores[known, column], targets.astype(np.float32)))
     return float(np.mean(values)) if values else math.nan

@@ -60,7 +60,7 @@ def evaluate_scores(
     """AUROC and relatives per finding with 95 % intervals, ready to leave the hospital.
 
     Intervals are percentiles of a bootstrap over patients, the same resamples for every finding. A finding with fewer than
-    `minimum_cell` positive or negative pictures has no numbers, and its counts are bucketed.
+    `minimum_cell` positive or negative patients has no numbers, and its counts are bucketed.
     """
     weights_RN = patient_weights(patients_N, resamples, seed)
     content: dict[str, dict[str, Any]] = {}
@@ -68,7 +68,8 @@ def evaluate_scores(
     for column, finding in enumerate(findings):
         known = np.isfinite(targets_NC[:, column])
         scores, targets = scores_NC[known, column].astype(float), (targets_NC[known, column] >= 0.5).astype(float)
-        positives, negatives = int(targets.sum()), int((1 - targets).sum())
+        people = patients_N[known]
+        positives, negatives = (counted(people[targets == side], minimum_cell) for side in (1, 0))
         content[finding] = {
             "auroc": None,
             **cells({"positives": positives, "negatives": negatives}, minimum_cell),
@@ -145,6 +146,12 @@ def cells(counts: Mapping[str, int], minimum_cell: int) -> dict[str, int | str]:
     if len([count for count in told.values() if isinstance(count, str)]) == 1 and others:
         told[min(others, key=others.__getitem__)] = f">={minimum_cell}"
     return told
+
+
+def counted(patients_N: NDArray[np.integer[Any]], minimum_cell: int) -> int:
+    """How many pictures, given by their patients; of fewer patients than the minimum cell, how many patients, which is put in a bucket."""
+    patients = len(np.unique(patients_N))
+    return patients if patients < minimum_cell else len(patients_N)
 
 
 def _cell(count: int, minimum_cell: int) -> int | str:

@@ -62,7 +62,7 @@ def site_yaml(style: Style, labels: dict[str, Any]) -> str:
         "private": "private",
         "minimum_cell": 5,
         "compute": {"device": "auto", "threads": 1, "workers": 2},
-        "policy": {"plans": "any"},
+        "policy": {"plans": "any", "patients": 1},  # made up; studies use very few labels
     }
     return yaml.safe_dump(site, sort_keys=False, allow_unicode=True, width=120)
 

@@ -67,7 +67,7 @@ def _folder_site(hospitals: FolderHospitals, plan: Plan, folder: Path, home: Pat
         "site": folder.name,
         "archive": {"kind": "folder", "path": str(folder)},
         "labels": {"names": names, "ignore": list(hospitals.ignore)},
-        "policy": {"plans": "any"},
+        "policy": {"plans": "any", "patients": 1},  # made up or public; studies use very few labels
     }
     file = home / "SITE.yaml"
     file.write_text(yaml.safe_dump(site, sort_keys=False), encoding="utf-8")

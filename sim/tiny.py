@@ -43,7 +43,7 @@ def write_tiny_hospital(home: Path, name: str, spec: DataSpec, *, seed: int = 0)
         "site": name,
         "archive": {"kind": "dicom", "path": "dicom"},
         "compute": {"device": "cpu"},
-        "policy": {"plans": "any"},
+        "policy": {"plans": "any", "patients": 1},  # made up; studies use very few labels
         "daemon": {"health": "", "least_free": 0.05},
     }
     (home / "SITE.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

@@ -58,7 +58,7 @@ def site(tmp_path: Path, plan: Plan) -> Site:
     table = {
         "labels": labels,
         "patient": np.repeat(patients.astype(np.uint8)[:, None], 16, axis=1),
-        "split": np.digitize(patients, [18, 22]).astype(np.uint8),
+        "split": np.digitize(patients, [18, 23]).astype(np.uint8),
         "shard": np.zeros(rows, np.uint32),
         "slot": np.arange(rows, dtype=np.uint32),
     } | {name: np.ones(rows, np.uint8) for name in ("sex", "age_band", "view", "scanner")}

@@ -20,7 +20,7 @@ from client.site import Policy, Site
 from client.work import train
 from cxrbase_model.engine import Runtime
 from cxrbase_model.messages import Code, Task
-from cxrbase_model.plan import Plan, plan_to_text
+from cxrbase_model.plan import Plan, Privacy, plan_to_text
 from cxrbase_model.settings import SettingsError, read
 
 TaskFor = Callable[..., Task]
@@ -72,7 +72,18 @@ def test_where_privacy_is_required_no_training_without_a_guarantee_runs(
     for stage in ("mae", "detect"):
         assert answer(task_for(stage), strict).code is Code.POLICY
     assert objection(plan, "mae", strict) == "policy.epsilon allows 8, stage mae gives no guarantee"
-    assert answer(task_for("test"), strict).code is None
+    assert answer(task_for("test"), strict).code is Code.POLICY
+    assert objection(plan, "test", strict).startswith("policy.evaluations does not allow stage test")
+    assert answer(task_for("test"), allowing(site, epsilon=8.0, evaluations="allow")).code is None
+    assert answer(task_for("describe"), strict).code is None
+
+
+def test_a_guarantee_for_pictures_is_not_enough_where_one_for_patients_is_asked_for(site: Site, plan: Plan) -> None:
+    pictures = replace(plan, privacy=Privacy(unit="picture"))
+    assert "policy.unit is patient" in objection(pictures, "mae", allowing(site, epsilon=8.0))
+    assert objection(pictures, "mae", allowing(site, epsilon=8.0, unit="picture")) == ""
+    for unit in ("patient", "picture"):
+        assert objection(replace(plan, privacy=Privacy()), "mae", allowing(site, epsilon=8.0, unit=unit)) == ""
 
 
 @pytest.mark.parametrize(

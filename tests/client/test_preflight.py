@@ -34,7 +34,8 @@ def looked_at(site: Site, plan: Plan | None = None) -> dict[str, Item]:
 def test_a_site_that_is_ready_passes(ready: Site, plan: Plan) -> None:
     items = looked_at(ready, plan)
     assert list(items) == [
-        "release", "private folder", "archive", "disk", "device", "cache", "labels", "plan", "policy",
+        "release", "private folder", "archive", "disk", "device", "ledger", "budget", "cache", "labels", "delta", "plan", "policy",
+        "privacy of the plan",
     ]  # fmt: skip
     assert [item for item in items.values() if not item.passed] == []
     assert items["cache"].text == "60 pictures of 30 patients, 36 of them for training"

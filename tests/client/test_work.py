@@ -140,7 +140,7 @@ def test_an_evaluation_measures_the_weights_that_came_on_the_test_patients(
 def test_a_description_is_of_the_cache_and_in_buckets(site: Site, cache: Cache, task_for: Callable[..., Task]) -> None:
     description = describe(task_for("describe"), site, cache).description
     assert description is not None
-    assert description["pictures"] == {"train": 36, "validation": 8, "test": 16}
+    assert description["pictures"] == {"train": 36, "validation": 10, "test": 14}
     assert description["patients"] == 30
     assert description["exclusions"] == {"LATERAL": "<5", "NOT_CHEST": 7}
     assert description["kinds"] == ["pretrain", "finetune", "evaluate"]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,15 @@ def trained(
         examples=examples, steps=steps, loss=_rounded(loss), seconds=round(seconds, 2),
         metrics={name: _rounded(value) for name, value in metrics.items() if math.isfinite(value)}, update=packed,
     )  # fmt: skip
+
+
+def secured(site: str, task: Task, letter: bytes, *, seconds: float = 0.0, metrics: Mapping[str, float] = MappingProxyType({})) -> Reply:  # fmt: skip
+    """A letter or a masked update of secure aggregation; neither examples nor a loss, which leave in the sum alone.
+
+    `metrics` are of the weights that arrived; ValueError as in `trained`.
+    """
+    whole = trained(site, task, letter, examples=0, steps=0, loss=0.0, seconds=seconds, metrics=metrics)
+    return replace(whole, loss=None)
 
 
 def evaluated(site: str, task: Task, evaluation: dict[str, Any], *, examples: int, seconds: float) -> Reply:

@@ -18,7 +18,8 @@ from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
 from client.policy import Refused, Work, check_plan, check_size, check_task
-from client.release import description, evaluated, trained
+from client.release import description, evaluated, secured, trained
+from client.secure import begin
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
@@ -146,6 +147,9 @@ def _reply(
 ) -> Reply:  # fmt: skip
     after = state_of(model)
     update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
+    if work.plan.aggregation.secure is not None:
+        letter = begin(task, site, work.plan, update, examples=result.examples, loss=result.loss)
+        return secured(site.site, task, letter, seconds=result.seconds, metrics=metrics)
     packed = Residual(site.private, task).encode(update, work.plan.transport.up)
     return trained(
         site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,

@@ -113,8 +113,8 @@ class Task:
     plan_text: str
     plan_digest: str
     state_digest: str = ""
-    clip: float | None = None
     state: bytes = field(default=b"", repr=False)
+    clip: float | None = None
 
 
 @dataclass(frozen=True)

@@ -199,9 +199,7 @@ class Plan:
                 "federation.max_update_norm": federation.max_update_norm,
                 "federation.outlier": federation.outlier,
             }
-            check_secure(
-                aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds
-            )
+            check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)
         if aggregation.privacy is not None:
             secured = aggregation.secure is not None
             check_privacy(

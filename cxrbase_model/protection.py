@@ -24,7 +24,9 @@ class Secure:
         1.0, low=1e-6, high=1e6,
         why="largest magnitude of one number of an update; one beyond is refused; with privacy the span follows from clip and noise",
     )  # fmt: skip
-    hospitals: int = knob(50, unit="hospitals", low=3, high=200, why="most hospitals of a round: the sum has room for them")
+    hospitals: int = knob(
+        50, unit="hospitals", low=3, high=200, why="most hospitals of a round: the sum has room for them"
+    )
     examples: int = knob(
         100_000, unit="examples", low=1, high=10_000_000,
         why="largest weight, where weighting is by examples; a hospital with more counts as so many",
@@ -52,7 +54,9 @@ class HospitalPrivacy:
     of a round gets Gaussian noise once. Neighbouring rounds differ in one hospital's update, which is taken as zero.
     """
 
-    clip: float = knob(1.0, low=1e-9, high=1e9, why="largest Euclidean norm of an update, or the first bound if adaptive")
+    clip: float = knob(
+        1.0, low=1e-9, high=1e9, why="largest Euclidean norm of an update, or the first bound if adaptive"
+    )
     noise_multiplier: float = knob(
         1.0, low=0.0, high=1000.0, why="standard deviation of the sum's noise over clip; 0 clips and promises nothing"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -67,17 +68,22 @@ def unseal(key: bytes, sealed: bytes, session: bytes) -> bytes:
         raise KeyProblem("parcel: expected one that was sealed for this hospital") from None
 
 
-def add_mask(residues: Residues, key: bytes, sign: int) -> None:
+def own_mask(seed: bytes, session: bytes) -> bytes:
+    """The key of the mask that a hospital alone knows, of its seed: it stays on until the server learns the seed from shares."""
+    return HKDF(hashes.SHA256(), 32, salt=session, info=b"cxrbase\x1fown mask").derive(seed)
+
+
+def add_mask(parts: Iterable[Residues], key: bytes, sign: int) -> None:
     """Add the mask of a key to residues in place, or take it off where `sign` is -1: the AES-256-CTR keystream as residues.
 
-    A key makes one mask only, so that the counter may begin at zero.
+    The parts take up the keystream one after the other. A key makes one mask only, so that the counter may begin at zero.
     """
     stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-    zeros, drawn = bytes(_CHUNK), bytearray(_CHUNK)
-    width = residues.dtype.itemsize
-    mask = np.frombuffer(drawn, residues.dtype)
+    zeros, drawn = memoryview(bytes(_CHUNK)), bytearray(_CHUNK + 16)
     change = np.add if sign > 0 else np.subtract
-    for start in range(0, len(residues), _CHUNK // width):
-        piece = residues[start : start + _CHUNK // width]
-        stream.update_into(zeros, drawn)
-        change(piece, mask[: len(piece)], out=piece)
+    for residues in parts:
+        mask = np.frombuffer(drawn, residues.dtype, _CHUNK // residues.dtype.itemsize)
+        for start in range(0, len(residues), len(mask)):
+            piece = residues[start : start + len(mask)]
+            stream.update_into(zeros[: piece.nbytes], drawn)
+            change(piece, mask[: len(piece)], out=piece)

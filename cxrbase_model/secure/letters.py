@@ -3,7 +3,7 @@
 adverts (hospital to server, with the end of its training)    public keys of one session
 roster  (server to hospitals, task secure-shares)             the adverts of all who trained
 parcels (hospital to server, and on with secure-masked)       for each other hospital, shares sealed for it alone
-residues (hospital to server, answer to secure-masked)        the masked update, raw
+vector  (hospital to server, answer to secure-masked)         the masked update, raw: `ring.Vector`
 survivors (server to hospitals, task secure-unmask)           whose masked updates have come
 opened  (hospital to server)                                  shares of the survivors' seeds and of the others' mask keys
 """
@@ -57,14 +57,19 @@ def needed(threshold: int, members: int) -> int:
     return max(threshold, members // 2 + 1)
 
 
+def least(threshold: int, members: int, quorum: int) -> int:
+    """Fewest hospitals of so many that must still be there at each step."""
+    return max(needed(threshold, members), quorum, 3)
+
+
 def session_of(context: bytes, roster: Roster) -> bytes:
     """What names a session, 32 bytes: the round and all keys in it, so that nothing of one session counts in another."""
     return hashlib.sha256(context + roster_to_bytes(roster)).digest()
 
 
-def context_of(run: str, plan_digest: str, stage: str, number: int) -> bytes:
-    """What names a round, 32 bytes."""
-    return hashlib.sha256("\x1f".join([run, plan_digest, stage, str(number)]).encode()).digest()
+def context_of(plan_digest: str, stage: str, number: int) -> bytes:
+    """What names a round of a plan, 32 bytes: whichever run it is of, since the same plan makes much the same updates again."""
+    return hashlib.sha256("\x1f".join([plan_digest, stage, str(number)]).encode()).digest()
 
 
 def advert_to_bytes(advert: Advert) -> bytes:

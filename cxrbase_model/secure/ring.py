@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,20 +10,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cxrbase_model.plan import Plan
-from cxrbase_model.protection import Secure
 from cxrbase_model.state import State
 
 Residues = NDArray[np.unsignedinteger]  # [N]: elements of the ring
+Buffer = bytes | bytearray | memoryview
 
-TAIL = 3  # numbers behind the update's: share of the weight, weight times loss, and whether the update was short enough
+TAIL = (
+    3  # numbers before the update's: share of the weight, that times the loss, and whether the update was short enough
+)
 LOSS_SPAN = 8.0  # losses beyond it count as it
-_PIECE = 1 << 18  # numbers encoded at a time: they stay in the processor's cache
+_PIECE = 1 << 17  # numbers worked on at a time: they stay in the processor's cache
 _TAILS = 9  # standard deviations of noise that the span has room for; a draw beyond is refused, once in 10^18
-_TYPES = {16: np.dtype("<u2"), 32: np.dtype("<u4")}
+_SLACK = 1 + 1e-6  # of a bound on a sum, for its rounding
+_TAIL_BITS = 32  # weights shall not be rounded as coarsely as an update may
 
 
 class RingError(ValueError):
-    """A number is not finite or beyond the ring's span, or residues are of another length than the model's."""
+    """A number is not finite or beyond the ring's span, residues are of another length than the model's, or a sum cannot be one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Ring:
     """The ring of `bits` in which the sum of `parties` numbers of magnitude at most `span` cannot wrap.
 
     A number is rounded to the nearest of its steps of 1/scale, so a sum of n numbers is wrong by at most n / (2 scale), which is
-    n x span x parties / (2^bits - 2 parties) or less.
+    n x span x parties / (2^bits - 2 - 2 parties) or less.
     """
 
     bits: int
@@ -41,23 +44,26 @@ class Ring:
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         """Of residues: unsigned, little-endian."""
-        return _TYPES[self.bits]
+        return np.dtype(f"<u{self.bits // 8}")
 
     @property
     def scale(self) -> float:
         """Steps of a unit."""
-        return ((2 ** (self.bits - 1) - 1) // self.parties) / self.span
+        return float((2 ** (self.bits - 1) - 1) // self.parties) / self.span
 
-    def encode(self, numbers: NDArray[np.floating]) -> Residues:
-        """The residues of numbers [N]; RingError where one is beyond the span."""
+    def encode(self, numbers: NDArray[np.floating], factor: float = 1.0) -> Residues:
+        """The residues of numbers [N] times a factor of 0 to 1; RingError where a number itself is beyond the span."""
         residues = np.empty(len(numbers), self.dtype)
+        signed = residues.view(f"<i{self.bits // 8}")
+        steps = np.empty(min(_PIECE, len(numbers)), np.float64)
+        scale = np.float64(self.scale * factor)
         for start in range(0, len(numbers), _PIECE):
             piece = numbers[start : start + _PIECE]
-            largest = max(float(piece.max()), -float(piece.min()))  # NaN where one is, whichever of both finds it
+            largest = max(float(piece.max()), -float(piece.min()))  # NaN where one number is
             if not largest <= self.span:
                 raise RingError(f"update: expected numbers of magnitude at most {self.span:g}, found {largest:g}")
-            steps = np.rint(piece * np.float64(self.scale))
-            residues[start : start + len(piece)] = steps.astype(f"<i{self.bits // 8}").view(self.dtype)
+            product = np.multiply(piece, scale, out=steps[: len(piece)])
+            signed[start : start + len(piece)] = np.rint(product, out=product)
         return residues
 
     def decode(self, residues: Residues) -> NDArray[np.float64]:
@@ -65,59 +71,100 @@ class Ring:
         return np.asarray(residues.view(f"<i{self.bits // 8}") / self.scale)
 
 
-def ring_of(plan: Plan, clip: float | None) -> Ring:
-    """The ring of a plan whose updates are clipped to the norm `clip`; under privacy its span follows from clip and noise."""
-    secure, privacy = _secure(plan), plan.aggregation.privacy
-    if privacy is None or clip is None:
-        return Ring(secure.bits, secure.span, secure.hospitals)
-    return Ring(secure.bits, clip * (1 + _TAILS * privacy.share(plan.federation.quorum)), secure.hospitals)
+@dataclass(frozen=True)
+class Vector:
+    """What a hospital masks: the numbers of its update in one ring, after a tail of a few numbers in another."""
+
+    tail: Residues  # [TAIL]
+    body: Residues  # [N]: the update's tensors in name order
+
+    def parts(self) -> Iterator[Residues]:
+        """Both, in the order in which they travel and take up a keystream."""
+        yield self.tail
+        yield self.body
+
+    def add(self, other: Vector) -> None:
+        """Add another in place."""
+        for own, added in zip(self.parts(), other.parts(), strict=True):
+            np.add(own, added, out=own)
+
+    def to_bytes(self) -> bytes:
+        """As it travels."""
+        return b"".join(memoryview(each).cast("B") for each in self.parts() if len(each))  # type: ignore[arg-type]  # arrays are buffers
 
 
-def tail_ring(plan: Plan) -> Ring:
-    """The ring of the numbers behind the update."""
-    secure, privacy = _secure(plan), plan.aggregation.privacy
-    noise = 0.0 if privacy is None else privacy.count_share(plan.federation.quorum)
-    return Ring(secure.bits, 1 + _TAILS * noise, secure.hospitals)
+@dataclass(frozen=True)
+class Rings:
+    """What the numbers of a round are encoded in."""
+
+    tail: Ring
+    body: Ring
+
+    def zeros(self, count: int) -> Vector:
+        """The vector of nothing, for updates of `count` numbers."""
+        return Vector(np.zeros(TAIL, self.tail.dtype), np.zeros(count, self.body.dtype))
+
+    def size(self, count: int) -> int:
+        """Bytes of a vector for updates of `count` numbers."""
+        return TAIL * self.tail.dtype.itemsize + count * self.body.dtype.itemsize
+
+    def vector(self, data: Buffer, count: int) -> Vector:
+        """The vector of bytes, without a copy; RingError where they are too many or too few for `count` numbers."""
+        if len(data) != self.size(count):
+            raise RingError(f"residues: expected {self.size(count)} bytes, found {len(data)}")
+        start = TAIL * self.tail.dtype.itemsize
+        return Vector(
+            np.frombuffer(data, self.tail.dtype, TAIL), np.frombuffer(data, self.body.dtype, count, offset=start)
+        )
+
+    def encode(self, update: Mapping[str, Tensor], share: float, loss: float, short: float = 0.0) -> Vector:
+        """A float32 update with its share of the largest weight, 0 to 1; RingError where a number is beyond the span.
+
+        loss: mean of the local training, counted as at most LOSS_SPAN. short: 1 where the update was not clipped, noised where
+        the plan says so; 0 where nobody asks.
+        """
+        bounded = min(max(loss, -LOSS_SPAN), LOSS_SPAN) / LOSS_SPAN
+        tail = self.tail.encode(np.array([share, share * bounded, short]))
+        body = np.empty(sum(tensor.numel() for tensor in update.values()), self.body.dtype)
+        start = 0
+        for name in sorted(update):
+            numbers = update[name].contiguous().view(-1).numpy()
+            body[start : start + len(numbers)] = self.body.encode(numbers, share)
+            start += len(numbers)
+        return Vector(tail, body)
+
+    def totals(self, vector: Vector) -> tuple[float, float, float]:
+        """The sum of the shares of weight, the mean loss, and the count of short updates."""
+        share, loss, short = (float(each) for each in self.tail.decode(vector.tail))
+        return share, LOSS_SPAN * loss / share if share > 0 else float("nan"), short
+
+    def mean(self, vector: Vector, like: Mapping[str, Tensor], share: float) -> State:
+        """The mean update, float32, of a sum whose weights sum up to `share`; RingError where no updates within the span have it."""
+        state: State = {}
+        most, start = share * self.body.span * _SLACK + self.body.parties / self.body.scale, 0
+        for name in sorted(like):
+            state[name] = like[name].new_empty(like[name].shape)
+            flat = state[name].view(-1).numpy()
+            for at in range(0, len(flat), _PIECE):
+                part = flat[at : at + _PIECE]
+                sums = self.body.decode(vector.body[start + at : start + at + len(part)])
+                if max(float(sums.max()), -float(sums.min())) > most:
+                    raise RingError(f"sum: expected at most {most:g}, found more")
+                part[:] = sums / share
+            start += len(flat)
+        return state
 
 
-def _secure(plan: Plan) -> Secure:
-    if plan.aggregation.secure is None:
+def rings_of(plan: Plan, clip: float | None) -> Rings:
+    """The rings of a plan whose updates are clipped to the norm `clip`; under privacy the spans follow from clip and noise.
+
+    ValueError where the plan has no aggregation.secure.
+    """
+    secure, privacy, quorum = plan.aggregation.secure, plan.aggregation.privacy, plan.federation.quorum
+    if secure is None:
         raise ValueError("aggregation.secure: expected it to be set, found none")
-    return plan.aggregation.secure
-
-
-def flat_residues(ring: Ring, update: Mapping[str, Tensor], weight: float) -> Residues:
-    """An update's residues [N + TAIL], its tensors in name order, each number times `weight`, 0 to 1; the tail is zero."""
-    total = sum(tensor.numel() for tensor in update.values())
-    residues = np.zeros(total + TAIL, ring.dtype)
-    start = 0
-    for name in sorted(update):
-        numbers = update[name].contiguous().view(-1).numpy()
-        encoded = ring.encode(numbers if weight == 1 else numbers.astype(np.float64) * weight)
-        residues[start : start + len(encoded)] = encoded
-        start += len(encoded)
-    return residues
-
-
-def shaped(ring: Ring, residues: Residues, like: Mapping[str, Tensor], divisor: float) -> State:
-    """The update, float32, that the sum of `flat_residues` makes over a divisor; RingError where lengths differ."""
-    total = sum(tensor.numel() for tensor in like.values())
-    if len(residues) != total + TAIL:
-        raise RingError(f"residues: expected {total + TAIL} numbers, found {len(residues)}")
-    state: State = {}
-    start = 0
-    for name in sorted(like):
-        state[name] = like[name].new_empty(like[name].shape)
-        flat = state[name].view(-1).numpy()
-        for piece in range(0, len(flat), _PIECE):
-            part = flat[piece : piece + _PIECE]
-            part[:] = ring.decode(residues[start + piece : start + piece + len(part)]) / divisor
-        start += len(flat)
-    return state
-
-
-def from_bytes(ring: Ring, data: bytes, count: int) -> Residues:
-    """The `count` residues of bytes; RingError where there are more or fewer."""
-    if len(data) != count * ring.dtype.itemsize:
-        raise RingError(f"residues: expected {count * ring.dtype.itemsize} bytes, found {len(data)}")
-    return np.frombuffer(data, ring.dtype)
+    span, tail_span = secure.span, 1.0
+    if privacy is not None and clip is not None:
+        span = clip * (1 + _TAILS * privacy.share(quorum))
+        tail_span += _TAILS * privacy.count_share(quorum)
+    return Rings(Ring(_TAIL_BITS, tail_span, secure.hospitals), Ring(secure.bits, span, secure.hospitals))

@@ -66,6 +66,7 @@ class RoundLoop:
         self._observers = list(observers)
         self._roster = Roster()
         self._model = GlobalModel(store)
+        self._doubt = ""
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
@@ -171,7 +172,7 @@ class RoundLoop:
                 list(self._exchange.pauses(self._patience))
         raise RunFailed(
             f"round {item.number} ({item.stage.name}) had no quorum of {self._plan.federation.quorum} in "
-            f"{self._plan.federation.repeats + 1} attempts{told(self._last_entries)}; resume when the hospitals are back"
+            f"{self._plan.federation.repeats + 1} attempts{told(self._last_entries)}{self._doubt}; resume when the hospitals are back"
         )
 
     def _await_quorum(self, item: Round) -> None:
@@ -223,6 +224,7 @@ class RoundLoop:
         secure = SecureRound(self._exchange, self._plan, task, before, self._store.folder)
         self._ask(secure.cohort(able, cohort), task, secure.intake)
         known = secure.finish(self._roster.sites)
+        self._doubt = secure.doubt
         self._last_entries = [secure.intake.entries[name] for name in sorted(secure.intake.entries)]
         if known:
             self._finish(item, attempt, started, before, secure, secure.told)

@@ -51,6 +51,8 @@ from server.unmask import secrets_of, take_off
 
 NOTE = "secure.json"  # in the run directory: which survivors a round was unmasked for
 
+_DOUBT = "; the sum of the updates cannot be right: one hospital or more did not add what it should, and nobody can see which"
+
 
 class Adverts(Intake):
     """The replies to the training task of one attempt: of each hospital its keys, in place of an update."""
@@ -82,6 +84,7 @@ class SecureRound:
             raise ValueError("aggregation.secure: expected it to be set, found none")
         self.intake = Adverts(task)
         self.told: Record = {}  # for the round's record, after `finish`
+        self.doubt = ""  # what an operator is told where there were enough hospitals and still no mean
         self._exchange, self._plan, self._secure, self._task, self._state = (
             exchange, plan, plan.aggregation.secure, task, state,
         )  # fmt: skip
@@ -179,12 +182,12 @@ class SecureRound:
         if self._plan.federation.weighting == "uniform" and abs(share - survivors) <= rounding:
             share = float(survivors)
         elif self._plan.federation.weighting == "uniform" or not 0 < share <= survivors + rounding:
-            self.told["problem"] = Code.SECURE.value
+            self.doubt = _DOUBT
             return False
         try:
             self._mean = self._rings.mean(total, self._state, share)
         except RingError:
-            self.told["problem"] = Code.SPAN.value
+            self.doubt = _DOUBT
             return False
         self.told |= {"loss": float(f"{loss:.6g}"), "weight": float(f"{share:.6g}")}
         return True

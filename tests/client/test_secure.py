@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from client.app import answer
+from client.cli import main
 from client.held import Held, forget_held
 from client.membership import join
-from client.peers import add_peer
+from client.peers import add_peer, fingerprint, known_peers
 from client.policy import Refused
 from client.secure import SecureOutbox, begin
 from client.site import Site
@@ -390,6 +391,20 @@ def test_a_hospitals_key_is_not_replaced_unnoticed(tmp_path: Path) -> None:
         other.write_text(content, encoding="ascii")
         with pytest.raises(SettingsError, match=r"other\.pub: expected"):
             add_peer(site, other)
+
+
+def test_the_command_shows_the_fingerprint_that_the_other_hospital_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = consortium(tmp_path, "ab")
+    public = joined(tmp_path, made.sites)
+    assert main(["peers", str(tmp_path / "a" / "SITE.yaml")]) == 0
+    assert "a knows no other hospital's key" in capsys.readouterr().out
+    assert main(["peers", str(tmp_path / "a" / "SITE.yaml"), str(public["b"])]) == 0
+    told = capsys.readouterr().out
+    assert f"b: {fingerprint(known_peers(made.sites['a'])['b'])}" in told
+    assert main(["peers", str(tmp_path / "a" / "SITE.yaml"), str(public["a"])]) == 2
+    assert "is this hospital's own key" in capsys.readouterr().err
 
 
 def test_letters_in_the_wrong_places_are_no_letters() -> None:

@@ -100,9 +100,16 @@ def statuses(store: RunStore, number: int = 1) -> dict[str, tuple[str, str | Non
     return {line["site"]: (line["status"], line["code"]) for line in store.records()[number]["hospitals"]}
 
 
-@pytest.mark.parametrize("weighting", ["examples", "uniform"])
-@pytest.mark.parametrize("bits", [16, 32])
-@pytest.mark.parametrize("step", ["add", "fedadam"])
+@pytest.mark.parametrize(
+    ("weighting", "bits", "step"),
+    [
+        ("examples", 32, "add"),
+        ("examples", 16, "add"),
+        ("uniform", 32, "add"),
+        ("uniform", 16, "add"),
+        ("examples", 32, "fedadam"),
+    ],
+)
 def test_the_secured_mean_is_the_plain_one_within_the_stated_error(
     tmp_path: Path, weighting: str, bits: int, step: str
 ) -> None:
@@ -117,7 +124,7 @@ def test_the_secured_mean_is_the_plain_one_within_the_stated_error(
     assert record["metrics"] == plain.records()[1]["metrics"]
     if step == "add":
         assert 0 < apart(secured, plain) <= stated(secured_plan, 4, share)
-    elif bits == 32:
+    else:
         assert apart(secured, plain) < 1e-3, "a step of FedAdam is 0.01 or so, and magnifies what is small"
 
 

@@ -13,6 +13,7 @@ from bench.fold import fold
 from bench.ingest import ingest
 from bench.rules import rules
 from bench.scale import scale
+from bench.secure import secure
 from bench.transport import transport
 
 PARTS: dict[str, Callable[[], dict[str, float]]] = {
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "ingest": ingest,
     "rules": rules,
     "scale": scale,
+    "secure": secure,
     "transport": transport,
 }
 NAMED_ONLY = frozenset({"transport"})  # several minutes long, and of real networks

@@ -13,6 +13,7 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import answer
+from client.outbox import Outbox
 from client.release import refusal, secured, trained
 from client.secure import begin
 from client.site import Site, read_site
@@ -40,10 +41,10 @@ _LOST = 2  # hospitals that drop out after sharing, in the round that is measure
 def secure(hospitals: int = 8) -> dict[str, float]:
     """A round of 85 million parameters (the matrices of a ViT-B) and eight hospitals in one process, one after the other.
 
-    Plain: each hospital packs its update, the server unpacks, checks and folds it in. Secured: each hospital encodes and holds its
+    Plain: each hospital packs its update and keeps it in its outbox, the server unpacks, checks and folds it in. Secured: each hospital encodes and holds its
     update, shares, masks and opens; the server adds up and takes the masks off. Both over the same in-process Grid with the code of
-    deployments; `ratio_lost` is of a round that two hospitals leave before they send their masked update. Training, network, and the
-    plain round's copy in the outbox are not in it. Seconds are of the processor, the least of three rounds by turns. Bytes are those up and down after the training task, of those of the plain updates.
+    deployments; `ratio_lost` is of a round that two hospitals leave before they send their masked update. Training and network
+    are not in it. Seconds are of the processor, the least of three rounds by turns. Bytes are those up and down after the training task, of those of the plain updates.
     """
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as in the process of a task
     torch.set_num_threads(1)
@@ -96,17 +97,19 @@ def _task(plan: Plan) -> Task:
 def _plain(update: State, hospitals: int) -> tuple[float, int]:
     """Seconds of a round, and bytes that hospitals have sent."""
     plan = _plan(hospitals, {})
-    task = _task(plan)
+    task, sites = _task(plan), dict[str, Site]()
 
     def node(name: str) -> Node:
         def respond(message: Message) -> Message:
             packed = encode(update, EXACT)
             reply = trained(name, task, packed, examples=_EXAMPLES, steps=1, loss=0.5, seconds=0.0, metrics={})
+            Outbox(sites[name], task).keep(reply)
             return reply_to_message(reply, message)
 
         return respond
 
     with tempfile.TemporaryDirectory() as folder:
+        sites |= _sites(Path(folder), plan, hospitals)
         started = time.process_time()
         with gathering(plan.aggregation.rule, update, Path(folder), None) as gathered:
             intake = Intake(plan, task, update, gathered, None)
@@ -131,9 +134,7 @@ def _secured(update: State, hospitals: int, bits: int, lost: int = 0) -> tuple[f
     )
     task = _task(plan)
     with tempfile.TemporaryDirectory() as folder:
-        sites = {
-            name: read_site(write_tiny_hospital(Path(folder) / name, name, plan.data)) for name in _names(hospitals)
-        }
+        sites = _sites(Path(folder), plan, hospitals)
 
         def node(name: str) -> Node:
             return lambda message: _respond(message, sites[name], plan, update, gone=name in _names(lost))
@@ -158,6 +159,10 @@ def _respond(message: Message, site: Site, plan: Plan, update: State, *, gone: b
         return reply_to_message(answer(task, site), message)
     letter = begin(task, site, plan, update, examples=_EXAMPLES, loss=0.5)
     return reply_to_message(secured(site.site, task, letter), message)
+
+
+def _sites(folder: Path, plan: Plan, hospitals: int) -> dict[str, Site]:
+    return {name: read_site(write_tiny_hospital(folder / name, name, plan.data)) for name in _names(hospitals)}
 
 
 def _names(hospitals: int) -> list[str]:

@@ -21,7 +21,6 @@ from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.messages import Reply, Task
 from cxrbase_model.secure.keys import new_private, public_of
 from cxrbase_model.secure.letters import Advert
-from cxrbase_model.secure.ring import Vector
 
 FOLDER = "secure"
 
@@ -71,11 +70,13 @@ class Held:
         key = hashlib.sha256(f"{task.run}\n{task.plan_digest}\n{task.stage}".encode()).hexdigest()[:16]
         self._folder = self._top / key
 
-    def begin(self, vector: Vector) -> Session:
-        """Hold the encoded update of a training in place of the one before, in a session with new keys; OSError on a full disk."""
+    def begin(self, data: bytearray, count: int) -> Session:
+        """Hold the encoded update of a training, of `count` numbers, in place of the one before, in a session with new keys.
+
+        OSError on a full disk.
+        """
         private_folder(self._top)
         private_folder(self._folder)
-        data = vector.to_bytes()
         (self._folder / _SESSION).unlink(missing_ok=True)
         write_private(self._folder / _UPDATE, data, durable=False)  # what a power cut takes is trained again
         folders = sorted(
@@ -84,7 +85,7 @@ class Held:
         for old in folders[_FOLDERS:]:
             shutil.rmtree(old, ignore_errors=True)
         key, digest = task_key(self._site, self._task), hashlib.sha256(data).hexdigest()
-        return Session(key, self._task.round, self._task.state_digest, digest, len(vector.body))
+        return Session(key, self._task.round, self._task.state_digest, digest, count)
 
     def trained(self) -> Session | None:
         """The session of this very training task, None where it has not been done, or its update was lost."""

@@ -47,6 +47,7 @@ from cxrbase_model.secure.letters import (
 )
 from cxrbase_model.secure.ring import RingError, Vector, rings_of
 from cxrbase_model.secure.shares import split
+from cxrbase_model.state import size
 
 log = logging.getLogger("cxrbase.client")
 
@@ -94,12 +95,12 @@ def begin(
     secure = _secure(plan)
     share = 1.0 if plan.federation.weighting == "uniform" else min(examples, secure.examples) / secure.examples
     try:
-        vector = rings_of(plan, task.clip).encode(update, share, loss, short)
+        data = rings_of(plan, task.clip).encode(update, share, loss, short)
     except RingError as error:
         log.warning("round %d: %s", task.round, error)
         raise Refused(Code.SPAN) from None
     held = Held(site, task)
-    session = held.keep(_signed(held.begin(vector), site, task))
+    session = held.keep(_signed(held.begin(data, size(update)), site, task))
     return advert_to_bytes(session.advert)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cxrbase_model.plan import Plan
-from cxrbase_model.state import State
+from cxrbase_model.state import State, size
 
 Residues = NDArray[np.unsignedinteger]  # [N]: elements of the ring
 Buffer = bytes | bytearray | memoryview
@@ -51,9 +51,9 @@ class Ring:
         """Steps of a unit."""
         return float((2 ** (self.bits - 1) - 1) // self.parties) / self.span
 
-    def encode(self, numbers: NDArray[np.floating], factor: float = 1.0) -> Residues:
+    def encode(self, numbers: NDArray[np.floating], factor: float = 1.0, out: Residues | None = None) -> Residues:
         """The residues of numbers [N] times a factor of 0 to 1; RingError where a number itself is beyond the span."""
-        residues = np.empty(len(numbers), self.dtype)
+        residues = np.empty(len(numbers), self.dtype) if out is None else out
         signed = residues.view(f"<i{self.bits // 8}")
         steps = np.empty(min(_PIECE, len(numbers)), np.float64)
         scale = np.float64(self.scale * factor)
@@ -88,10 +88,6 @@ class Vector:
         for own, added in zip(self.parts(), other.parts(), strict=True):
             np.add(own, added, out=own)
 
-    def to_bytes(self) -> bytes:
-        """As it travels."""
-        return b"".join(memoryview(each).cast("B") for each in self.parts() if len(each))  # type: ignore[arg-type]  # arrays are buffers
-
 
 @dataclass(frozen=True)
 class Rings:
@@ -102,7 +98,7 @@ class Rings:
 
     def zeros(self, count: int) -> Vector:
         """The vector of nothing, for updates of `count` numbers."""
-        return Vector(np.zeros(TAIL, self.tail.dtype), np.zeros(count, self.body.dtype))
+        return self.vector(bytearray(self.size(count)), count)
 
     def size(self, count: int) -> int:
         """Bytes of a vector for updates of `count` numbers."""
@@ -117,21 +113,24 @@ class Rings:
             np.frombuffer(data, self.tail.dtype, TAIL), np.frombuffer(data, self.body.dtype, count, offset=start)
         )
 
-    def encode(self, update: Mapping[str, Tensor], share: float, loss: float, short: float = 0.0) -> Vector:
-        """A float32 update with its share of the largest weight, 0 to 1; RingError where a number is beyond the span.
+    def encode(self, update: Mapping[str, Tensor], share: float, loss: float, short: float = 0.0) -> bytearray:
+        """The vector of a float32 update with its share of the largest weight, 0 to 1, as it travels; RingError where a number is
+        beyond the span.
 
         loss: mean of the local training, counted as at most LOSS_SPAN. short: 1 where the update was not clipped, noised where
         the plan says so; 0 where nobody asks.
         """
         bounded = min(max(loss, -LOSS_SPAN), LOSS_SPAN) / LOSS_SPAN
-        tail = self.tail.encode(np.array([share, share * bounded, short]))
-        body = np.empty(sum(tensor.numel() for tensor in update.values()), self.body.dtype)
+        count = size(update)
+        data = bytearray(self.size(count))
+        vector = self.vector(data, count)
+        vector.tail[:] = self.tail.encode(np.array([share, share * bounded, short]))
         start = 0
         for name in sorted(update):
             numbers = update[name].contiguous().view(-1).numpy()
-            body[start : start + len(numbers)] = self.body.encode(numbers, share)
+            self.body.encode(numbers, share, vector.body[start : start + len(numbers)])
             start += len(numbers)
-        return Vector(tail, body)
+        return data
 
     def totals(self, vector: Vector) -> tuple[float, float, float]:
         """The sum of the shares of weight, the mean loss, and the count of short updates."""

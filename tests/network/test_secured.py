@@ -13,9 +13,7 @@ from client.site import read_site
 from cxrbase_model.plan import Plan
 from cxrbase_model.settings import read
 from sim.deployment import Deployment
-from sim.faults import in_process, make_sites, power_cut, same_model, trains
-
-NAMES = ("eastgate", "lindenhof", "riverside", "santa-clara")
+from sim.faults import NAMES, in_process, make_sites, power_cut, same_model, trains
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +23,8 @@ def plan() -> Plan:
         "data": {"findings": ["No Finding", "Nodule"], "image_size": 32},
         "model": {"encoder": "vit_micro", "patch_size": 8, "depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
         "stages": [{"kind": "pretrain", "name": "mae", "rounds": 2, "local_epochs": 4, "batch_size": 8}],
-        "federation": {"quorum": 4, "deadline": 300, "join_deadline": 300, "absence": 120},
-        "aggregation": {"secure": {"threshold": 3, "hospitals": 4, "examples": 200}},
+        "federation": {"quorum": 3, "deadline": 300, "join_deadline": 300, "absence": 120},
+        "aggregation": {"secure": {"threshold": 2, "hospitals": 3, "examples": 200}},
     }  # fmt: skip
     return read(Plan, mapping)
 
@@ -59,8 +57,8 @@ def test_the_model_is_the_one_that_the_hospitals_reach_without_a_network(
 
 def test_all_hospitals_were_in_each_sum(ended: Deployment) -> None:
     for record in ended.records()[1:]:
-        assert [entry["status"] for entry in record["hospitals"]] == ["admitted"] * 4
-        assert [record["secure"][key] for key in ("members", "survivors")] == [4, 4]
+        assert [entry["status"] for entry in record["hospitals"]] == ["admitted"] * 3
+        assert [record["secure"][key] for key in ("members", "survivors")] == [3, 3]
 
 
 def test_the_keys_were_signed_and_checked(ended: Deployment) -> None:

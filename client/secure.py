@@ -3,6 +3,7 @@
     train            -> advert of new keys                        begin
     secure-shares    -> sealed shares of the own secrets          _share
     secure-masked    -> the masked update                         _masked
+    secure-confirm   -> signature of the survivors                _confirm, where hospitals have keys to sign with
     secure-unmask    -> others' shares, for one set of survivors  _open
 
 What does not fit what the hospital knows of the round is refused with SECURE, and why is written to its own log.
@@ -27,14 +28,18 @@ from cxrbase_model.plan import Plan
 from cxrbase_model.protection import Secure
 from cxrbase_model.secure.keys import SEAL, KeyProblem, add_mask, agreed, own_mask, pair_mask, seal, unseal
 from cxrbase_model.secure.letters import (
+    CONFIRM,
     MASKED,
     SHARE,
     SHARES,
     STEPS,
+    UNMASK,
     LetterError,
     Opened,
     Roster,
+    Survivors,
     advert_to_bytes,
+    consent_to_bytes,
     context_of,
     least,
     needed,
@@ -111,12 +116,8 @@ def take_step(task: Task, site: Site, plan: Plan) -> Reply:
     try:
         if session is None:
             raise LetterError("step: expected one of the round that was trained last")
-        if task.kind == SHARES:
-            letter = _share(task, site, plan, held, session)
-        elif task.kind == MASKED:
-            letter = _masked(task, site, plan, held, session)
-        else:
-            letter = _open(task, site, plan, held, session)
+        step = {SHARES: _share, MASKED: _masked, CONFIRM: _confirm, UNMASK: _open}[task.kind]
+        letter = step(task, site, plan, held, session)
     except (LetterError, KeyProblem, RingError) as error:
         log.warning("round %d: %s: %s", task.round, task.kind, error)
         raise Refused(Code.SECURE) from None
@@ -186,23 +187,43 @@ def _mask(vector: Vector, session: Session, own: str, roster: Roster, members: s
         add_mask(vector.parts(), key, sign_of_mask)
 
 
+def _confirm(task: Task, site: Site, plan: Plan, held: Held, session: Session) -> bytes:
+    """This hospital's signature of the survivors, which it gives once in a round."""
+    survivors, _, name = _survivors(task, site, plan, held, session)
+    return consent_to_bytes(sign(site, survivors.signed_text(name)))
+
+
 def _open(task: Task, site: Site, plan: Plan, held: Held, session: Session) -> bytes:
-    """Shares of the survivors' seeds, and of the mask keys of those whose masked update has not come: never both of one hospital."""
-    roster, _ = _bound(task, session)
-    survivors = survivors_from_bytes(task.state)
-    members = set(session.masked)
-    if site.site not in survivors or not survivors <= members:
-        raise LetterError("survivors: expected hospitals that masks were made with, this one among them")
-    _check_size("survivors", len(survivors), len(roster), plan)
-    if not held.may_open(_context(task), survivors):
-        raise LetterError("survivors: expected those that this round was unmasked for before")
+    """Shares of the survivors' seeds, and of the mask keys of those whose masked update has not come: never both of one hospital.
+
+    A hospital that knows the others' keys wants as many signatures of the same survivors as open a secret: so no server can tell
+    hospitals of different survivors and take off the masks of fewer than it says.
+    """
+    survivors, roster, name = _survivors(task, site, plan, held, session)
+    if peers := known_peers(site):
+        text, given = survivors.signed_text(name), survivors.signatures
+        agree = {each for each in survivors.names & given.keys() if verified(peers.get(each), given[each], text)}
+        wanted = needed(_secure(plan).threshold, len(roster))
+        if len(agree | {site.site}) < wanted:
+            raise LetterError(
+                f"survivors: expected signatures of at least {wanted} of them, found {len(agree)} others'"
+            )
+    dropped = set(session.masked) - survivors.names
     shares = {other: bytes.fromhex(both) for other, both in session.shares.items()}
-    return opened_to_bytes(
-        Opened(
-            {other: shares[other][:SHARE] for other in survivors},
-            {other: shares[other][SHARE:] for other in members - survivors},
-        )
-    )
+    seeds = {other: shares[other][:SHARE] for other in survivors.names}
+    return opened_to_bytes(Opened(seeds, {other: shares[other][SHARE:] for other in dropped}))
+
+
+def _survivors(task: Task, site: Site, plan: Plan, held: Held, session: Session) -> tuple[Survivors, Roster, bytes]:
+    """The survivors that a step names, whom the round is bound to from here on; with the roster and the session's name."""
+    roster, name = _bound(task, session)
+    survivors = survivors_from_bytes(task.state)
+    if site.site not in survivors.names or not survivors.names <= set(session.masked):
+        raise LetterError("survivors: expected hospitals that masks were made with, this one among them")
+    _check_size("survivors", len(survivors.names), len(roster), plan)
+    if not held.may_open(_context(task), survivors.names):
+        raise LetterError("survivors: expected those that this round was unmasked for before")
+    return survivors, roster, name
 
 
 def _check_size(what: str, found: int, members: int, plan: Plan) -> None:

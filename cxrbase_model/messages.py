@@ -138,7 +138,7 @@ class Reply:
 
 
 _MESSAGE_TYPES = {"describe": "query", "pretrain": "train", "finetune": "train", "evaluate": "evaluate"}
-_MESSAGE_TYPES |= dict.fromkeys(("secure-shares", "secure-masked", "secure-unmask"), "query")
+_MESSAGE_TYPES |= dict.fromkeys(("secure-shares", "secure-masked", "secure-confirm", "secure-unmask"), "query")
 
 
 def task_to_message(task: Task, node_id: int, ttl: float) -> Message:

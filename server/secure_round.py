@@ -3,6 +3,7 @@
     training      -> adverts                 each hospital's keys for this attempt; its update stays there
     secure-shares -> parcels                 shares of its secrets, sealed for the others
     secure-masked -> vectors                 masked updates, added up as they come
+    secure-confirm -> consents               signatures of who has survived, where hospitals have keys to sign with
     secure-unmask -> opened shares           which take the survivors' own masks off the sum, and those that the others have left on it
 
 A hospital that is not there for a step is left out from then on; the round goes on while enough are. In memory is one sum, whatever
@@ -11,6 +12,7 @@ the number of hospitals.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +24,7 @@ from torch import Tensor
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
 from cxrbase_model.plan import Plan
 from cxrbase_model.secure.letters import (
+    CONFIRM,
     MASKED,
     SHARES,
     UNMASK,
@@ -29,7 +32,9 @@ from cxrbase_model.secure.letters import (
     LetterError,
     Opened,
     Roster,
+    Survivors,
     advert_from_bytes,
+    consent_from_bytes,
     context_of,
     least,
     needed,
@@ -159,7 +164,7 @@ class SecureRound:
         """Take all masks off the sum in place; whether enough shares came for that. Asks for as long as a training may take."""
         self._remember(survivors)
         dropped, opened = members - survivors, dict[str, Opened]()
-        letter = survivors_to_bytes(survivors)
+        letter = self._confirmed(roster, survivors, threshold)
         for name, answer in self._ask(UNMASK, dict.fromkeys(survivors, letter), threshold, keep=True):
             try:
                 shares = opened_from_bytes(answer)
@@ -174,6 +179,19 @@ class SecureRound:
                 take_off(total, roster, session_of(context, roster), survivors, secrets)
                 return True
         return False
+
+    def _confirmed(self, roster: Roster, survivors: set[str], threshold: int) -> bytes:
+        """The letter that names the survivors, with as many signatures as hospitals want that know each other's keys."""
+        named = Survivors(frozenset(survivors))
+        if not all(advert.signature for advert in roster.values()):
+            return survivors_to_bytes(named)
+        letter = dict.fromkeys(survivors, survivors_to_bytes(named))
+        for name, answer in self._ask(CONFIRM, letter, threshold, keep=True):
+            with contextlib.suppress(LetterError):
+                named.signatures[name] = consent_from_bytes(answer)
+            if len(named.signatures) > threshold:  # one more, since nobody needs its own
+                break
+        return survivors_to_bytes(named)
 
     def _open(self, total: Vector, survivors: int) -> bool:
         """The mean of the sum without masks; false where no such updates have it."""

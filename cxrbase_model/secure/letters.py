@@ -4,7 +4,9 @@ adverts (hospital to server, with the end of its training)    public keys of one
 roster  (server to hospitals, task secure-shares)             the adverts of all who trained
 parcels (hospital to server, and on with secure-masked)       for each other hospital, shares sealed for it alone
 vector  (hospital to server, answer to secure-masked)         the masked update, raw: `ring.Vector`
-survivors (server to hospitals, task secure-unmask)           whose masked updates have come
+survivors (server to hospitals, task secure-confirm)          whose masked updates have come
+consent (hospital to server)                                  its signature of the survivors
+survivors (server to hospitals, task secure-unmask)           the same, with the signatures, so that all open shares for one set
 opened  (hospital to server)                                  shares of the survivors' seeds and of the others' mask keys
 """
 
@@ -14,11 +16,11 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-SHARES, MASKED, UNMASK = "secure-shares", "secure-masked", "secure-unmask"  # kinds of tasks
-STEPS = (SHARES, MASKED, UNMASK)
+SHARES, MASKED, CONFIRM, UNMASK = "secure-shares", "secure-masked", "secure-confirm", "secure-unmask"  # kinds of tasks
+STEPS = (SHARES, MASKED, CONFIRM, UNMASK)
 MOST_BYTES = 1 << 20  # of a letter; the roster of 200 hospitals has 0.1 of it
 SHARE = 32  # bytes of a share of a seed or key
 
@@ -106,17 +108,43 @@ def parcels_from_bytes(data: bytes) -> dict[str, bytes]:
     return {_name(name): _bytes(each, _PARCEL) for name, each in _content(data).items()}
 
 
-def survivors_to_bytes(names: Collection[str]) -> bytes:
+@dataclass(frozen=True)
+class Survivors:
+    """Those whose masked updates have come, and their signatures of that by name, none where hospitals have no keys to sign with."""
+
+    names: frozenset[str]
+    signatures: dict[str, bytes] = field(default_factory=dict)
+
+    def signed_text(self, session: bytes) -> bytes:
+        """What a signature is of: this set in that session."""
+        return b"\x1f".join([b"cxrbase survivors", session, *(name.encode() for name in sorted(self.names))])
+
+
+def survivors_to_bytes(survivors: Survivors) -> bytes:
     """The letter that names the survivors."""
-    return _letter({"survivors": sorted(names)})
+    signatures = {name: each.hex() for name, each in survivors.signatures.items()}
+    return _letter({"survivors": sorted(survivors.names), "signatures": signatures})
 
 
-def survivors_from_bytes(data: bytes) -> frozenset[str]:
+def survivors_from_bytes(data: bytes) -> Survivors:
     """The survivors of a letter; LetterError where it names none, or one twice."""
-    names = _content(data, {"survivors"})["survivors"]
+    content = _content(data, {"survivors", "signatures"})
+    names, signatures = content["survivors"], content["signatures"]
     if not isinstance(names, list) or not names or len({_name(name) for name in names}) != len(names):
         raise LetterError("survivors: expected names of hospitals, each once")
-    return frozenset(names)
+    if not isinstance(signatures, dict):
+        raise LetterError("survivors: expected signatures by name")
+    return Survivors(frozenset(names), {_name(name): _bytes(each, None) for name, each in signatures.items()})
+
+
+def consent_to_bytes(signature: bytes) -> bytes:
+    """The letter of a hospital's signature of the survivors."""
+    return _letter({"signature": signature.hex()})
+
+
+def consent_from_bytes(data: bytes) -> bytes:
+    """The signature of a letter; LetterError where it holds none."""
+    return _bytes(_content(data, {"signature"})["signature"], None)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from cxrbase_model.secure.letters import (
     UNMASK,
     Opened,
     Roster,
+    Survivors,
     advert_from_bytes,
     context_of,
     opened_from_bytes,
@@ -105,7 +106,11 @@ class Consortium:
         return self.done(name, MASKED, self.parcels_for(name, senders))
 
     def opened(self, name: str, survivors: Collection[str]) -> Opened:
-        return opened_from_bytes(self.done(name, UNMASK, survivors_to_bytes(survivors)))
+        return opened_from_bytes(self.done(name, UNMASK, named(survivors)))
+
+
+def named(survivors: Collection[str], **signatures: bytes) -> bytes:
+    return survivors_to_bytes(Survivors(frozenset(survivors), signatures))
 
 
 def consortium(folder: Path, names: str = "abcd", plan: Plan | None = None) -> Consortium:

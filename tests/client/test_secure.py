@@ -24,15 +24,17 @@ from cxrbase_model.messages import Code
 from cxrbase_model.plan import Plan, plan_to_text
 from cxrbase_model.secure.keys import add_mask, new_private, own_mask, pair_mask
 from cxrbase_model.secure.letters import (
+    CONFIRM,
     MASKED,
     SHARES,
     UNMASK,
     LetterError,
     advert_from_bytes,
+    consent_from_bytes,
+    opened_from_bytes,
     opened_to_bytes,
     parcels_to_bytes,
     roster_to_bytes,
-    survivors_to_bytes,
 )
 from cxrbase_model.secure.ring import Vector, rings_of
 from cxrbase_model.secure.shares import combine
@@ -40,7 +42,7 @@ from cxrbase_model.settings import SettingsError, read, to_mapping
 from server.consortium import Consortium as Operator
 from server.enrolment import kit_file, provision
 from server.unmask import secrets_of, take_off
-from tests.client.secured import Consortium, consortium, constant, secure_plan
+from tests.client.secured import Consortium, consortium, constant, named, secure_plan
 
 VALUES = {"a": 0.25, "b": -0.5, "c": 0.125, "d": 0.75}
 
@@ -189,16 +191,16 @@ def test_the_steps_come_in_their_order(tmp_path: Path) -> None:
     assert made.refused("a", SHARES, b"{}"), "nothing was trained"
     made.train({name: constant(0) for name in "abc"})
     assert made.refused("a", MASKED, parcels_to_bytes({"b": bytes(92), "c": bytes(92)}))
-    assert made.refused("a", UNMASK, survivors_to_bytes("abc"))
+    assert made.refused("a", UNMASK, named("abc"))
     made.share()
-    assert made.refused("a", UNMASK, survivors_to_bytes("abc"))
+    assert made.refused("a", UNMASK, named("abc"))
 
 
 @pytest.mark.parametrize("survivors", ["bcd", "ab", "abcx", "abc", ""])
 def test_shares_are_opened_for_one_set_of_survivors(four: Consortium, survivors: str) -> None:
     total(four, "abcd")
     assert four.opened("a", "abd").keys.keys() == {"c"}
-    assert four.refused("a", UNMASK, survivors_to_bytes(survivors) if survivors else b"{}")
+    assert four.refused("a", UNMASK, named(survivors) if survivors else b"{}")
     assert four.opened("a", "abd").seeds.keys() == {"a", "b", "d"}
 
 
@@ -208,10 +210,10 @@ def test_a_later_attempt_at_a_round_is_opened_for_the_same_survivors_alone(four:
     four.train({name: constant(value) for name, value in VALUES.items()})
     four.share()
     total(four, "abcd")
-    assert four.refused("a", UNMASK, survivors_to_bytes("abcd"))
+    assert four.refused("a", UNMASK, named("abcd"))
     assert four.opened("a", "abc").keys.keys() == {"d"}
     assert four.opened("b", "abcd").seeds, "it has not opened the round before"
-    other_run = replace(four.task, run="other", kind=UNMASK, state=survivors_to_bytes("abcd"))
+    other_run = replace(four.task, run="other", kind=UNMASK, state=named("abcd"))
     assert answer(other_run, four.sites["a"]).code is Code.SECURE
 
 
@@ -307,7 +309,7 @@ def test_what_is_held_is_the_owners_alone_and_goes_with_what_has_to_be_forgotten
 def test_a_damaged_note_of_what_was_unmasked_opens_nothing(four: Consortium) -> None:
     total(four, "abcd")
     (four.sites["a"].private / "secure" / "opened.json").write_text("{", encoding="utf-8")
-    assert four.step("a", UNMASK, survivors_to_bytes("abcd")).code is Code.FAILED
+    assert four.step("a", UNMASK, named("abcd")).code is Code.FAILED
 
 
 def test_a_damaged_session_is_none(four: Consortium) -> None:
@@ -374,6 +376,30 @@ def test_a_signature_of_another_round_counts_for_nothing(tmp_path: Path) -> None
     assert made.done("a", SHARES, roster_to_bytes(made.roster))
 
 
+def test_hospitals_that_know_each_other_open_nothing_for_survivors_that_too_few_have_signed(tmp_path: Path) -> None:
+    made = consortium(tmp_path, "abcd")
+    public = joined(tmp_path, made.sites)
+    for name, site in made.sites.items():
+        for other in "abcd":
+            if other != name:
+                add_peer(site, public[other])
+    made.train({name: constant(0) for name in "abcd"})
+    made.share()
+    for name in "abcd":
+        made.masked(name)
+    signed = {name: consent_from_bytes(made.done(name, CONFIRM, named("abc"))) for name in "ab"}
+    signed |= {"d": consent_from_bytes(made.done("d", CONFIRM, named("abd")))}
+    assert made.refused("c", CONFIRM, named("abd")), "it is not among them"
+    assert made.refused("a", CONFIRM, named("abd")), "a hospital signs once"
+    assert made.refused("c", UNMASK, named("abc"))
+    assert made.refused("c", UNMASK, named("abc", a=signed["a"])), "three of four are needed, c itself is one"
+    assert made.refused("c", UNMASK, named("abc", a=signed["a"], b=signed["a"]))
+    assert made.refused("c", UNMASK, named("abc", a=signed["a"], d=signed["d"]))
+    assert made.refused("d", UNMASK, named("abd", a=signed["a"], b=signed["b"])), "signatures of other survivors"
+    shares = opened_from_bytes(made.done("c", UNMASK, named("abc", a=signed["a"], b=signed["b"])))
+    assert shares.keys.keys() == {"d"}
+
+
 def test_a_hospitals_key_is_not_replaced_unnoticed(tmp_path: Path) -> None:
     made = consortium(tmp_path, "abc")
     public = joined(tmp_path, made.sites)
@@ -409,4 +435,4 @@ def test_the_command_shows_the_fingerprint_that_the_other_hospital_sees(
 
 def test_letters_in_the_wrong_places_are_no_letters() -> None:
     with pytest.raises(LetterError):
-        advert_from_bytes(survivors_to_bytes("abc"))
+        advert_from_bytes(named("abc"))

@@ -6,17 +6,21 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message
 
 from client.app import answer
+from client.release import refusal, secured
+from client.secure import begin
 from client.site import Site, read_site
 from cxrbase_model.codec import unpack
-from cxrbase_model.messages import Reply, Task, reply_to_message, task_from_message
-from cxrbase_model.plan import Plan
+from cxrbase_model.messages import Code, Reply, Task, reply_to_message, task_from_message
+from cxrbase_model.plan import Plan, plan_to_text
 from cxrbase_model.secure.ring import rings_of
 from cxrbase_model.settings import SettingsError, read
 from cxrbase_model.state import State
@@ -115,17 +119,17 @@ def test_the_secured_mean_is_the_plain_one_within_the_stated_error(
 ) -> None:
     how: dict[str, Any] = {"federation": {"weighting": weighting}, "aggregation": {"step": {"kind": step}}}
     secured_plan = plan(secure=SECURE | {"bits": bits, "span": 0.5}, **how)
-    secured = run(tmp_path / "secured", secured_plan)
+    hidden = run(tmp_path / "secured", secured_plan)
     plain = run(tmp_path / "plain", plan(secure=None, **how))
-    record = secured.records()[1]
+    record = hidden.records()[1]
     share = {"examples": 4 * 40 / 100, "uniform": 4.0}[weighting]
     assert record["secure"]["weight"] == pytest.approx(share, rel=1e-5)
     assert record["loss"] == pytest.approx(plain.records()[1]["loss"], rel=1e-4)
     assert record["metrics"] == plain.records()[1]["metrics"]
     if step == "add":
-        assert 0 < apart(secured, plain) <= stated(secured_plan, 4, share)
+        assert 0 < apart(hidden, plain) <= stated(secured_plan, 4, share)
     else:
-        assert apart(secured, plain) < 1e-3, "a step of FedAdam is 0.01 or so, and magnifies what is small"
+        assert apart(hidden, plain) < 1e-3, "a step of FedAdam is 0.01 or so, and magnifies what is small"
 
 
 def test_the_server_is_told_nothing_of_one_hospital_but_its_names_and_rates(tmp_path: Path) -> None:
@@ -271,13 +275,13 @@ def test_an_update_beyond_the_span_stays_in_its_hospital(tmp_path: Path) -> None
 
 def test_what_hospitals_keep_for_themselves_stays_there(tmp_path: Path) -> None:
     how: dict[str, Any] = {"aggregation": {"keep_local": ["decoder_*"]}, "rounds": 2}
-    secured = run(tmp_path / "secured", plan(**how))
+    hidden = run(tmp_path / "secured", plan(**how))
     plain = run(tmp_path / "plain", plan(secure=None, **how))
-    first, second = weights(secured), weights(plain)
+    first, second = weights(hidden), weights(plain)
     kept = [name for name in first if name.startswith("decoder_")]
     assert kept
     assert all((first[name] == second[name]).all() for name in kept)
-    assert apart(secured, plain) < 1e-3, "training magnifies rounding"
+    assert apart(hidden, plain) < 1e-3, "training magnifies rounding"
     assert (tmp_path / "secured" / "a" / "private" / "own").is_dir()
 
 
@@ -298,3 +302,32 @@ def test_a_plan_that_asks_for_what_a_sum_cannot_give_is_refused_by_name(sections
     with pytest.raises(SettingsError) as refused:
         plan(**sections)
     assert told in str(refused.value)
+
+
+@pytest.mark.slow
+def test_fifty_hospitals_of_which_ten_drop_out(tmp_path: Path) -> None:
+    names = [f"h{number:02}" for number in range(50)]
+    the_plan = plan(
+        secure=SECURE | {"hospitals": 50, "deadline": 300.0}, federation={"quorum": 40, "weighting": "uniform"}
+    )
+    task = Task("pretrain", "run", 1, "mae", 1, "mae", plan_to_text(the_plan), the_plan.digest, "weights")
+    sites = {name: read_site(write_tiny_hospital(tmp_path / name, name, the_plan.data)) for name in names}
+
+    def respond(name: str, message: Message) -> Message:
+        asked = task_from_message(message)
+        if asked.kind == "secure-masked" and int(name[1:]) % 5 == 0:
+            return reply_to_message(refusal(name, asked, Code.FAILED), message)
+        if asked.kind != "pretrain":
+            return reply_to_message(answer(asked, sites[name]), message)
+        update = {"w": torch.full((1000,), int(name[1:]) / 100)}
+        letter = begin(asked, sites[name], the_plan, update, examples=1, loss=0.5)
+        return reply_to_message(secured(name, asked, letter), message)
+
+    exchange = Exchange(LocalGrid({number: partial(respond, name) for number, name in enumerate(names)}))
+    attempt = SecureRound(exchange, the_plan, task, {"w": torch.zeros(1000)}, tmp_path)
+    for number, message in exchange.ask(dict.fromkeys(range(50), task), 300.0):
+        attempt.intake.take(names[number], message, {})
+    assert attempt.finish({name: number for number, name in enumerate(names)})
+    assert [attempt.told[key] for key in ("members", "needed", "survivors")] == [50, 40, 40]
+    mean = sum(number / 100 for number in range(50) if number % 5) / 40
+    assert torch.allclose(attempt.result()["w"], torch.tensor(mean), atol=1e-6)

@@ -13,8 +13,11 @@ from cxrbase_model.secure.letters import (
     Advert,
     LetterError,
     Opened,
+    Survivors,
     advert_from_bytes,
     advert_to_bytes,
+    consent_from_bytes,
+    consent_to_bytes,
     context_of,
     least,
     needed,
@@ -41,7 +44,9 @@ def test_letters_come_back_as_they_were_written() -> None:
     assert advert_from_bytes(advert_to_bytes(roster["a"])) == roster["a"]
     assert roster_from_bytes(roster_to_bytes(roster)) == roster
     assert parcels_from_bytes(parcels_to_bytes(parcels)) == parcels
-    assert survivors_from_bytes(survivors_to_bytes({"b", "a"})) == {"a", "b"}
+    survivors = Survivors(frozenset("ab"), {"a": b"s" * 103})
+    assert survivors_from_bytes(survivors_to_bytes(survivors)) == survivors
+    assert consent_from_bytes(consent_to_bytes(b"s" * 103)) == b"s" * 103
     assert opened_from_bytes(opened_to_bytes(opened)) == opened
 
 
@@ -51,7 +56,7 @@ def test_the_largest_roster_is_a_letter() -> None:
 
 READERS = {
     "advert": advert_from_bytes, "roster": roster_from_bytes, "parcels": parcels_from_bytes,
-    "survivors": survivors_from_bytes, "opened": opened_from_bytes,
+    "survivors": survivors_from_bytes, "consent": consent_from_bytes, "opened": opened_from_bytes,
 }  # fmt: skip
 KEY, SHARE = "ab" * 32, "cd" * 32
 FIELDS = {"seal": KEY, "mask": "ba" * 32, "seed": KEY, "signature": ""}
@@ -61,8 +66,10 @@ WRONG: list[tuple[str, Any]] = [
     ("advert", FIELDS | {"seal": 5}), ("advert", FIELDS | {"signature": "ab" * 161}),
     ("roster", {"a": FIELDS, "b": FIELDS}), ("roster", {"../a": FIELDS}), ("roster", {"a": FIELDS | {"mask": KEY}}),
     ("parcels", {"a": "ab" * 91}), ("parcels", {"a": {}}), ("parcels", {"": "ab" * 92}),
-    ("survivors", {"survivors": []}), ("survivors", {"survivors": ["a", "a"]}), ("survivors", {"survivors": "a"}),
-    ("survivors", {"survivors": [["a"]]}), ("survivors", {"others": ["a"]}),
+    ("survivors", {"survivors": [], "signatures": {}}), ("survivors", {"survivors": ["a", "a"], "signatures": {}}), ("survivors", {"survivors": "a", "signatures": {}}),
+    ("survivors", {"survivors": [["a"]], "signatures": {}}), ("survivors", {"others": ["a"]}),
+    ("survivors", {"survivors": ["a"], "signatures": []}),
+    ("survivors", {"survivors": ["a"], "signatures": {"a": "xy"}}), ("consent", {"signature": "ab" * 161}), ("consent", {"signature": 1}),
     ("opened", {"seeds": {"a": SHARE}, "keys": {"a": SHARE}}), ("opened", {"seeds": {"a": SHARE}}), ("opened", {"seeds": [], "keys": {}}),
     ("opened", {"seeds": {"a": "cd" * 31}, "keys": {}}),
 ]  # fmt: skip
@@ -105,6 +112,15 @@ def test_a_session_is_of_one_roster_and_one_round() -> None:
     names = {session_of(context, roster) for context in contexts}
     names |= {session_of(context_of("plan", "mae", 1), roster | {"c": advert()})}
     assert len(names) == 5
+
+
+def test_a_signature_of_survivors_is_of_the_set_and_the_session() -> None:
+    texts = {
+        Survivors(frozenset(names)).signed_text(session)
+        for names in ("ab", "abc")
+        for session in (b"x" * 32, b"y" * 32)
+    }
+    assert len(texts) == 4
 
 
 def test_a_signature_is_of_the_keys_the_hospital_and_the_round() -> None:

@@ -193,6 +193,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     site = read_site(arguments.site)
     plan = _to_rehearse(arguments.plan, site)
     console.print(f"[bold]{site.site}[/bold] rehearses {plan.name} ({plan.digest[:12]}); nothing is sent.")
+    if plan.aggregation.secure is not None:
+        console.print("Secure aggregation: the update stays here, and leaves under masks once all keys are known.")
     passed, hours = True, 0.0
     rounds = {stage.name: sum(step.stage.name == stage.name for step in timeline(plan)) for stage in plan.stages}
     for done in rehearse(plan, site):

@@ -334,6 +334,19 @@ def test_a_step_of_a_plan_that_hides_nothing_is_refused(tmp_path: Path) -> None:
     assert answer(task, made.sites["a"]).code is Code.SECURE
 
 
+def test_a_rehearsal_shows_that_keys_leave_and_leaves_no_update_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = consortium(tmp_path, "a")
+    file = tmp_path / "plan.yaml"
+    file.write_text(plan_to_text(made.plan), encoding="utf-8")
+    assert main(["rehearse", str(tmp_path / "a" / "SITE.yaml"), "--plan", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "leaves under masks" in told
+    assert "examples" not in told
+    assert not list((made.sites["a"].private / "secure").iterdir())
+
+
 # What hospitals know of each other without the server.
 
 

@@ -14,6 +14,7 @@ from bench.ingest import ingest
 from bench.privacy import privacy
 from bench.rules import rules
 from bench.scale import scale
+from bench.secure import secure
 from bench.transport import transport
 
 PARTS: dict[str, Callable[[], dict[str, float]]] = {
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "privacy": privacy,
     "rules": rules,
     "scale": scale,
+    "secure": secure,
     "transport": transport,
 }
 NAMED_ONLY = frozenset({"privacy", "transport"})  # several minutes long

@@ -19,13 +19,14 @@ from flwr.clientapp import ClientApp
 from client.budget import ledger_of
 from client.dataset import Cache, CacheError
 from client.guard import Noise, secure
-from client.outbox import Outbox
 from client.policy import Refused, check_plan, check_policy
 from client.release import leave, refusal
+from client.secure import outbox, take_step
 from client.site import Compute, Site, read_site
 from client.work import describe, evaluate, train
 from cxrbase_model.engine import Runtime, TrainingDiverged
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_to_message, task_from_message
+from cxrbase_model.secure.letters import STEPS
 from cxrbase_model.settings import SettingsError
 
 log = logging.getLogger("cxrbase.client")
@@ -38,14 +39,15 @@ _LOG_BYTES = 1 << 20
 def answer(task: Task, site: Site, noise: Noise = secure) -> Reply:
     """Do a task and return what may leave; every failure becomes a code."""
     try:
-        check_policy(check_plan(task), task, site)
-        outbox = Outbox(site, task)
-        if (kept := outbox.find()) is not None:
+        plan = check_plan(task)
+        check_policy(plan, task, site)
+        answers = outbox(site, task, plan)
+        if (kept := answers.find()) is not None:
             log.info("round %d: asked again; the answer of before leaves again", task.round)
             return leave(kept, task, site)
         began = ledger_of(site).count()
         reply = leave(perform(task, site, noise), task, site, began)
-        outbox.keep(reply)
+        answers.keep(reply)
         log.info("round %d: %s done, %d bytes of update leave", task.round, task.kind, len(reply.update))
         return reply
     except Refused as refused:
@@ -66,6 +68,8 @@ def answer(task: Task, site: Site, noise: Noise = secure) -> Reply:
 
 def perform(task: Task, site: Site, noise: Noise = secure) -> Reply:
     """Do a task that the hospital's policy allows; Refused with the code where it cannot be done."""
+    if task.kind in STEPS:
+        return take_step(task, site, check_plan(task))
     cache = Cache.open(site.cache_folder)
     if task.kind == "describe":
         return describe(task, site, cache)

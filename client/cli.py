@@ -31,6 +31,7 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
     archive.add_audit,
     archive.add_forget,
     training.add_join,
+    training.add_peers,
     training.add_check,
     training.add_plans,
     training.add_rehearse,

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from client.approval import Approvals
 from client.membership import join
+from client.peers import add_peer, fingerprint, known_peers
 from client.site import Site, read_site
 from cxrbase_model.messages import MEANING, Reply
 from cxrbase_model.plan import EvaluateStage, Plan, Stage, read_plan, timeline
@@ -37,6 +38,20 @@ def add_join(commands: Any) -> None:
     parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
     parser.add_argument("--replace", action="store_true", help="make a new key, or trust a new authority")
     parser.set_defaults(run=_join)
+
+
+def add_peers(commands: Any) -> None:
+    """`peers SITE.yaml [FILE.pub ...]`."""
+    parser = commands.add_parser(
+        "peers",
+        help="take in other hospitals' public keys, so that no server can pass off others as theirs in secure aggregation",
+        description="Take in the public keys that other hospitals' join has made and handed over without the operator, and show the "
+        "fingerprints of all. Once there is one, a secured round goes on with hospitals alone whose keys are here.",
+    )
+    parser.add_argument("site", type=Path, metavar="SITE.yaml", help="the hospital's settings")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE.pub", help="public keys of other hospitals")
+    parser.add_argument("--replace", action="store_true", help="take a new key of a hospital that has another one here")
+    parser.set_defaults(run=_peers)
 
 
 def add_check(commands: Any) -> None:
@@ -90,6 +105,20 @@ def _join(arguments: argparse.Namespace) -> int:
     console.print(f"   {member.fingerprint}")
     console.print(f"2. Send the operator this file: {member.public_key}")
     console.print(f"The key itself stays in {member.key}; it leaves this machine in no case.")
+    return 0
+
+
+def _peers(arguments: argparse.Namespace) -> int:
+    site = read_site(arguments.site)
+    for file in arguments.files:
+        add_peer(site, file, replace=arguments.replace)
+    known = known_peers(site)
+    for name, key in known.items():
+        console.print(f"{name}: {fingerprint(key)}")
+    if known:
+        console.print("Compare each fingerprint with that hospital, by telephone.")
+    else:
+        console.print(f"{site.site} knows no other hospital's key, and believes those that the server sends.")
     return 0
 
 
@@ -189,6 +218,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     site = read_site(arguments.site)
     plan = _to_rehearse(arguments.plan, site)
     console.print(f"[bold]{site.site}[/bold] rehearses {plan.name} ({plan.digest[:12]}); nothing is sent.")
+    if plan.aggregation.secure is not None:
+        console.print("Secure aggregation: the update stays here, and leaves under masks once all keys are known.")
     passed, hours = True, 0.0
     rounds = {stage.name: sum(step.stage.name == stage.name for step in timeline(plan)) for stage in plan.stages}
     for done in rehearse(plan, site):

@@ -28,7 +28,14 @@ __all__ = ["FOLDER", "HEAD", "LEFT", "Entry", "Ledger", "LedgerError", "Seal"]
 
 FOLDER, HEAD = "ledger", "ledger.head"
 SCHEMA = 1
-LEFT = ("commit", "unprotected", "evaluation", "description", "again")  # kinds of lines after which something left
+LEFT = (
+    "commit",
+    "unprotected",
+    "evaluation",
+    "description",
+    "exchange",
+    "again",
+)  # kinds of lines after which something left
 
 _WAIT = 60.0  # seconds for another task's turn
 _INFINITE = "infinite"  # JSON has no infinity
@@ -44,7 +51,7 @@ class Entry:
     """One line.
 
     kind: reserve (privacy is spent, before a training), commit (its update left), unprotected (an update left without a guarantee for
-    patients or pictures), evaluation, description, again (an answer of before left once more), lost (an earlier ledger cannot be read).
+    patients or pictures), evaluation, description, exchange (a step of secure aggregation, in which a training's update leaves masked), again (an answer of before left once more), lost (an earlier ledger cannot be read).
     recipient: the consortium and its authority's fingerprint, empty in a simulation. plan: digest. unit, noise, rate, steps: the
     mechanism, noise over clip. before, after: epsilon of everything so far for `epsilon_of` at delta. reservations: numbers of the
     lines that a commit uses. left, bytes, examples: what left, its size, and the number of pictures that it says it is of.

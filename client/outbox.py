@@ -34,7 +34,7 @@ class Outbox:
 
     def __init__(self, site: Site, task: Task) -> None:
         self._file = site.private / FOLDER / _FILE
-        self._key = _key(site, task)
+        self._key = task_key(site, task)
 
     def find(self) -> Reply | None:
         """The answer that was given to this task, None where there is none or it is damaged."""
@@ -72,7 +72,7 @@ def _head(key: str, body: bytes) -> dict[str, Any]:
     return {"schema": _SCHEMA, "key": key, "sha256": hashlib.sha256(body).hexdigest()}
 
 
-def _key(site: Site, task: Task) -> str:
+def task_key(site: Site, task: Task) -> str:
     """The SHA-256 of everything that an answer follows from; the weights go in by their digest, which was checked."""
     fields = {name: value for name, value in vars(task).items() if name not in ("state", "plan_text")}
     try:

@@ -13,6 +13,7 @@ import torch
 from client.app import perform
 from client.budget import rehearsal
 from client.feedback import Residual
+from client.held import Held
 from client.kept import Kept
 from client.mixing import Mixing
 from client.moments import Moments
@@ -67,10 +68,10 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
         yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
 
 
-def _kept(site: Site, task: Task, plan: Plan) -> tuple[Kept, ...]:
+def _kept(site: Site, task: Task, plan: Plan) -> tuple[Kept | Held, ...]:
     """What a task has left for a next round that does not come."""
     mixing = Mixing(site.private, task, plan.aggregation.mixing)
-    return Moments(site.private, task), Residual(site.private, task), Own(site.private, task), mixing
+    return Moments(site.private, task), Residual(site.private, task), Own(site.private, task), mixing, Held(site, task)
 
 
 def _task(plan: Plan, stage: Stage) -> Task | None:

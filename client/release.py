@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from client.site import Site
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.metrics import cells, counted
 from cxrbase_model.plan import DataSpec, Plan
+from cxrbase_model.secure.letters import STEPS
 
 METRICS = frozenset({"validation_loss", "validation_auroc"})  # the only metrics that have a name outside
 KINDS = ("pretrain", "finetune", "evaluate")
@@ -81,7 +83,7 @@ def _unprotected(entry: Entry, plan: Plan, site: Site) -> Entry:
     return replace(entry, after=math.inf, epsilon_of=site.policy.unit)
 
 
-_KIND_OF = {"describe": "description", "evaluate": "evaluation"}
+_KIND_OF = {"describe": "description", "evaluate": "evaluation", **dict.fromkeys(STEPS, "exchange")}
 
 
 def _check_fields(reply: Reply, task: Task, plan: Plan) -> None:
@@ -90,6 +92,7 @@ def _check_fields(reply: Reply, task: Task, plan: Plan) -> None:
         raise ValueError(f"metrics hold more than {', '.join(sorted(METRICS))}")
     holds = {
         "describe": reply.description, "evaluate": reply.evaluation, "pretrain": reply.update, "finetune": reply.update,
+        **dict.fromkeys(STEPS, reply.update),
     }  # fmt: skip
     if reply.code is not None or reply.kind != task.kind or not holds.get(reply.kind):
         raise ValueError("a reply to the task holds nothing of its kind")
@@ -184,6 +187,15 @@ def protected(site: str, task: Task, packed: bytes, *, examples: int, steps: int
         site=site, kind=task.kind, round=task.round, stage=task.stage, plan_digest=task.plan_digest,
         examples=examples, steps=steps, update=packed,
     )  # fmt: skip
+
+
+def secured(site: str, task: Task, letter: bytes, *, seconds: float = 0.0, metrics: Mapping[str, float] = MappingProxyType({})) -> Reply:  # fmt: skip
+    """A letter or a masked update of secure aggregation; neither examples nor a loss, which leave in the sum alone.
+
+    `metrics` are of the weights that arrived; ValueError as in `trained`.
+    """
+    whole = trained(site, task, letter, examples=0, steps=0, loss=0.0, seconds=seconds, metrics=metrics)
+    return replace(whole, loss=None)
 
 
 def evaluated(site: str, task: Task, evaluation: dict[str, Any], *, examples: int, seconds: float) -> Reply:

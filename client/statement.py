@@ -32,6 +32,7 @@ KINDS = {
     "unprotected": Kind("update, no guarantee", "Model update without a guarantee"),
     "evaluation": Kind("evaluation", "Evaluation of a model"),
     "description": Kind("description", "Description of the collection"),
+    "exchange": Kind("secure exchange", "Step of secure aggregation: keys, or an update under masks"),
     "again": Kind("sent again", "An earlier answer, sent again"),
     "lost": Kind("LEDGER LOST", "An earlier ledger was lost"),
 }

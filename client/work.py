@@ -19,7 +19,8 @@ from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
 from client.policy import Refused, Work, check_cohort, check_plan, check_size, check_task
-from client.release import description, evaluated, protected, too_few, trained
+from client.release import description, evaluated, protected, secured, too_few, trained
+from client.secure import hold
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
@@ -179,6 +180,11 @@ def _reply(
 ) -> Reply:  # fmt: skip
     after = state_of(model)
     update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
+    if work.plan.aggregation.secure is not None:
+        if work.plan.privacy is not None:  # not even in the sum
+            return secured(site.site, task, hold(task, site, work.plan, update, examples=result.examples, loss=0.0))
+        letter = hold(task, site, work.plan, update, examples=result.examples, loss=result.loss)
+        return secured(site.site, task, letter, seconds=result.seconds, metrics=metrics)
     packed = Residual(site.private, task).encode(update, work.plan.transport.up)
     if work.plan.privacy is not None:
         return protected(site.site, task, packed, examples=result.examples, steps=result.steps)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+from cxrbase_model.protection import HospitalPrivacy, Secure
 from cxrbase_model.settings import SettingsError, knob
 
 
@@ -198,6 +199,9 @@ class Aggregation:
         why="patterns of tensors that each hospital trains for itself, such as decoder.* or *norm* (FedBN, Li et al. 2021, "
         "arXiv 2102.07623); in the global model, and in what is exported of it, they stay as they began",
     )
+
+    secure: Secure | None = knob(None, why="the server learns the sum of updates alone; none lets it see each")
+    privacy: HospitalPrivacy | None = knob(None, why="differential privacy of whole hospitals; none promises nothing")
 
     def is_local(self, name: str) -> bool:
         """Whether a tensor of that name stays in the hospital; `*` stands for any text."""

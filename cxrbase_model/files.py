@@ -23,7 +23,7 @@ def open_private(path: Path, flags: int) -> BinaryIO:
     return os.fdopen(handle, "r+b" if flags & os.O_RDWR else "wb")
 
 
-def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_private(path: Path, data: bytes | bytearray, *, durable: bool = True) -> None:
     """Write a file that is there whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     durable: false leaves out both fsync, for what may be lost in a power cut.

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-PROTOCOL = 2
+PROTOCOL = 3
 _STYPE = "cxrbase.safetensors"
 
 
@@ -48,6 +48,8 @@ class Code(StrEnum):
     OUTLIER = "OUTLIER"
     EXAMPLES = "EXAMPLES"
     CLAIM = "CLAIM"
+    SECURE = "SECURE"
+    SPAN = "SPAN"
     MALFORMED = "MALFORMED"
     NO_REPLY = "NO_REPLY"
 
@@ -81,6 +83,8 @@ MEANING: dict[Code, str] = {
     Code.OUTLIER: "the update's norm is far above those that earlier rounds admitted",
     Code.EXAMPLES: "the reply claims no examples, or an absurd number of them",
     Code.CLAIM: "the reply claims more examples than the pictures that the hospital described allow",
+    Code.SECURE: "a step of secure aggregation does not fit what the hospital knows of the round: keys, members, threshold or survivors",
+    Code.SPAN: "a number of the update is beyond aggregation.secure.span; the update was not released",
     Code.MALFORMED: "the reply is not one that this protocol knows",
     Code.NO_REPLY: "no reply came before the deadline, or the hospital's process died",
 }
@@ -96,9 +100,10 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work for one hospital; `kind` is describe, pretrain, finetune or evaluate.
+    """One piece of work for one hospital; `kind` is describe, pretrain, finetune, evaluate or a step of secure aggregation.
 
-    `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation.
+    `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. In a step of secure aggregation
+    `state` is a letter instead. `clip` is the norm that an update is clipped to under aggregation.privacy.
     """
 
     kind: str
@@ -111,6 +116,7 @@ class Task:
     plan_digest: str
     state_digest: str = ""
     state: bytes = field(default=b"", repr=False)
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ class Reply:
 
 
 _MESSAGE_TYPES = {"describe": "query", "pretrain": "train", "finetune": "train", "evaluate": "evaluate"}
+_MESSAGE_TYPES |= dict.fromkeys(("secure-shares", "secure-masked", "secure-confirm", "secure-unmask"), "query")
 
 
 def task_to_message(task: Task, node_id: int, ttl: float) -> Message:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.privacy import Privacy, check_stages
+from cxrbase_model.protection import check_privacy, check_secure
 from cxrbase_model.settings import SettingsError, canonical, digest, knob, load_yaml, read
 from cxrbase_model.stages import (
     Augmentation,
@@ -167,6 +168,7 @@ class Plan:
         self._check_stages()
         check_stages(self.privacy, self.stages)
         self.aggregation.check_quorum(self.federation.quorum)
+        self._check_protection()
 
     @property
     def digest(self) -> str:
@@ -192,6 +194,20 @@ class Plan:
             raise SettingsError(
                 f"model.patch_size: expected a divisor of data.image_size {self.data.image_size}, "
                 f"found {self.model.patch_size}"
+            )
+
+    def _check_protection(self) -> None:
+        aggregation, federation = self.aggregation, self.federation
+        if aggregation.secure is not None:
+            bounds = {
+                "federation.max_update_norm": federation.max_update_norm,
+                "federation.outlier": federation.outlier,
+            }
+            check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)
+        if aggregation.privacy is not None:
+            secured = aggregation.secure is not None
+            check_privacy(
+                aggregation.privacy, aggregation.rule.kind, federation.weighting, self.transport.update, secured
             )
 
     def _check_stages(self) -> None:

@@ -54,7 +54,7 @@ class Intake:
             line = entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(self._task.state)}
             self.entries.setdefault(name, line)
 
-    def _fold(self, name: str, reply: Reply, joined: Record) -> float:
+    def _fold(self, name: str, reply: Reply, joined: Record) -> float | None:
         """Admit an update and take it in; returns its norm, Rejected with a code where it is left out."""
         federation, stage = self._plan.federation, self._plan.stage(self._task.stage)
         admitted = admit_update(

@@ -23,6 +23,7 @@ from server.live import Live
 from server.records import Record, entry, record, told, usual_norm
 from server.roster import Roster
 from server.rules.gathering import Gathering, gathering
+from server.secure_round import SecureRound
 from server.store import RunStore
 from server.weights import GlobalModel
 
@@ -65,6 +66,7 @@ class RoundLoop:
         self._observers = list(observers)
         self._roster = Roster()
         self._model = GlobalModel(store)
+        self._doubt = ""
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
@@ -170,7 +172,7 @@ class RoundLoop:
                 list(self._exchange.pauses(self._patience))
         raise RunFailed(
             f"round {item.number} ({item.stage.name}) had no quorum of {self._plan.federation.quorum} in "
-            f"{self._plan.federation.repeats + 1} attempts{told(self._last_entries)}; resume when the hospitals are back"
+            f"{self._plan.federation.repeats + 1} attempts{told(self._last_entries)}{self._doubt}; resume when the hospitals are back"
         )
 
     def _await_quorum(self, item: Round) -> None:
@@ -203,6 +205,8 @@ class RoundLoop:
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
             self._text, self._plan.digest, digest(state), packed,
         )  # fmt: skip
+        if self._plan.aggregation.secure is not None and not isinstance(item.stage, EvaluateStage):
+            return self._secured(item, attempt, started, before, task, able, cohort)
         usual = usual_norm(self._store.records(), item.stage.name)
         with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
             intake = Intake(self._plan, task, before, gathered, usual)  # names and shapes are those of `state`
@@ -212,6 +216,19 @@ class RoundLoop:
                 return False
             self._finish(item, attempt, started, before, gathered)
         return True
+
+    def _secured(
+        self, item: Round, attempt: int, started: float, before: State, task: Task, able: list[str], cohort: list[str]
+    ) -> bool:
+        """As `_attempt`, of a training round whose updates stay hidden."""
+        secure = SecureRound(self._exchange, self._plan, task, before, self._store.folder)
+        self._ask(secure.cohort(able, cohort), task, secure.intake)
+        known = secure.finish(self._roster.sites)
+        self._doubt = secure.doubt
+        self._last_entries = [secure.intake.entries[name] for name in sorted(secure.intake.entries)]
+        if known:
+            self._finish(item, attempt, started, before, secure, secure.told)
+        return known
 
     def _ask(self, cohort: list[str], task: Task, intake: Intake) -> None:
         """Send the task to the cohort and take in what comes back."""
@@ -225,7 +242,15 @@ class RoundLoop:
             intake.take(names[node], message, self._roster.entries[names[node]])
         intake.note_silent(cohort)
 
-    def _finish(self, item: Round, attempt: int, started: float, state: State, gathered: Gathering) -> None:
+    def _finish(
+        self,
+        item: Round,
+        attempt: int,
+        started: float,
+        state: State,
+        gathered: Gathering | SecureRound,
+        secure: Record | None = None,
+    ) -> None:
         after, memory = None, None
         if not isinstance(item.stage, EvaluateStage):
             after, memory = self._model.advance(item, state, gathered.result())
@@ -233,6 +258,8 @@ class RoundLoop:
             item.number, item.stage.name, item.stage.kind, item.stage_round, item.stage_rounds, attempt, started,
             self._last_entries,
         )  # fmt: skip
+        if secure is not None:
+            done |= {"loss": secure["loss"], "secure": secure}
         done["model"] = item.model_of
         done["state_digest"] = digest(after if after is not None else state)
         self._commit(done, after, memory, ends_stage=after is not None and item.stage_round == item.stage_rounds)

@@ -12,6 +12,7 @@ from client.archive.identity import load_secret
 from client.archive.ingest import IngestStopped
 from client.archive.manifest import Manifest
 from client.feedback import forget_residuals
+from client.held import forget_held
 from client.mixing import forget_mixing
 from client.moments import forget_moments
 from client.outbox import forget_outbox
@@ -54,6 +55,7 @@ def forget(site: Site, patient: str) -> Forgotten:
             forget_own(site.private)
             forget_mixing(site.private)
             forget_outbox(site.private)
+            forget_held(site.private)
             if spec := recorded_spec(manifest):
                 finish(site, spec, manifest, secret)
             manifest.vacuum()

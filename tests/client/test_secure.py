@@ -18,7 +18,7 @@ from client.held import Held, forget_held
 from client.membership import join
 from client.peers import add_peer, fingerprint, known_peers
 from client.policy import Refused
-from client.secure import SecureOutbox, begin
+from client.secure import SecureOutbox, hold
 from client.site import Site
 from cxrbase_model.messages import Code
 from cxrbase_model.plan import Plan, plan_to_text
@@ -278,7 +278,7 @@ def test_a_number_beyond_the_span_keeps_the_update_in_the_hospital(tmp_path: Pat
     made = consortium(tmp_path, "a")
     for number in (1.5, float("nan"), float("inf")):
         with pytest.raises(Refused) as refused:
-            begin(made.task, made.sites["a"], made.plan, constant(number), examples=1, loss=0.0)
+            hold(made.task, made.sites["a"], made.plan, constant(number), examples=1, loss=0.0)
         assert refused.value.code is Code.SPAN
     assert Held(made.sites["a"], made.task).session() is None
 

@@ -18,9 +18,11 @@ from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
 from client.policy import Refused, Work, check_plan, check_size, check_task
+from client.protect import protect
 from client.release import description, evaluated, trained
 from client.site import Site
 from cxrbase_model.classifier import Classifier, build_classifier
+from cxrbase_model.clipping import protected_names
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
 from cxrbase_model.features import build_objective
 from cxrbase_model.losses import positive_weights
@@ -146,6 +148,7 @@ def _reply(
 ) -> Reply:  # fmt: skip
     after = state_of(model)
     update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
+    update = protect(update, work.plan, task, protected_names(model, work.plan.aggregation))
     packed = Residual(site.private, task).encode(update, work.plan.transport.up)
     return trained(
         site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,

@@ -49,6 +49,7 @@ class Code(StrEnum):
     CLAIM = "CLAIM"
     SECURE = "SECURE"
     SPAN = "SPAN"
+    CLIP = "CLIP"
     MALFORMED = "MALFORMED"
     NO_REPLY = "NO_REPLY"
 
@@ -83,6 +84,7 @@ MEANING: dict[Code, str] = {
     Code.CLAIM: "the reply claims more examples than the pictures that the hospital described allow",
     Code.SECURE: "a step of secure aggregation does not fit what the hospital knows of the round: keys, members, threshold or survivors",
     Code.SPAN: "a number of the update is beyond aggregation.secure.span; the update was not released",
+    Code.CLIP: "the task's clip is not that of the plan's aggregation.privacy; nothing was released",
     Code.MALFORMED: "the reply is not one that this protocol knows",
     Code.NO_REPLY: "no reply came before the deadline, or the hospital's process died",
 }
@@ -113,8 +115,8 @@ class Task:
     plan_text: str
     plan_digest: str
     state_digest: str = ""
-    clip: float | None = None
     state: bytes = field(default=b"", repr=False)
+    clip: float | None = None
 
 
 @dataclass(frozen=True)

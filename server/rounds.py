@@ -20,6 +20,7 @@ from server.cohort import choose
 from server.exchange import Exchange, Node, Stopped
 from server.intake import Intake
 from server.live import Live
+from server.protection import Protection, RunPrivacy
 from server.records import Record, entry, record, told, usual_norm
 from server.roster import Roster
 from server.rules.gathering import Gathering, gathering
@@ -41,7 +42,8 @@ class RoundLoop:
 
     `expected` is how many hospitals there are, if that is known: the first session waits until as many have answered. Later ones
     wait for those of the last round. `live` is told what goes on, and asked whether to hold or to end. `patience` is how many
-    seconds lie between two times that hospitals that have refused are asked again; 0 for hospitals that will not change.
+    seconds lie between two times that hospitals that have refused are asked again; 0 for hospitals that will not change. `noise_seed`
+    is for simulations: privacy noise that can be repeated, and taken off again.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class RoundLoop:
         expected: int | None = None,
         patience: float = 0.0,
         observers: Iterable[Observer] = (),
+        noise_seed: int | None = None,
     ) -> None:
         self._exchange = exchange
         self._store = store
@@ -65,6 +68,7 @@ class RoundLoop:
         self._observers = list(observers)
         self._roster = Roster()
         self._model = GlobalModel(store)
+        self._privacy = RunPrivacy(store, noise_seed)
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
@@ -198,19 +202,20 @@ class RoundLoop:
         federation = self._plan.federation
         able = self._roster.able(item.stage.kind, self._exchange.nodes())
         cohort = choose(able, federation.fraction, federation.quorum, self._plan.seed, item.number)
+        protection = self._privacy.of(item, attempt, cohort)
         packed, state = sent(before, self._plan.transport.down(item.stage.kind))
         task = Task(
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
-            self._text, self._plan.digest, digest(state), packed,
+            self._text, self._plan.digest, digest(state), packed, clip=protection.clip if protection else None,
         )  # fmt: skip
         usual = usual_norm(self._store.records(), item.stage.name)
-        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
+        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual, protection) as gathered:
             intake = Intake(self._plan, task, before, gathered, usual)  # names and shapes are those of `state`
             self._ask(cohort, task, intake)
             self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
             if intake.admitted < federation.quorum:
                 return False
-            self._finish(item, attempt, started, before, gathered)
+            self._finish(item, attempt, started, before, gathered, protection)
         return True
 
     def _ask(self, cohort: list[str], task: Task, intake: Intake) -> None:
@@ -225,7 +230,15 @@ class RoundLoop:
             intake.take(names[node], message, self._roster.entries[names[node]])
         intake.note_silent(cohort)
 
-    def _finish(self, item: Round, attempt: int, started: float, state: State, gathered: Gathering) -> None:
+    def _finish(
+        self,
+        item: Round,
+        attempt: int,
+        started: float,
+        state: State,
+        gathered: Gathering,
+        protection: Protection | None,
+    ) -> None:
         after, memory = None, None
         if not isinstance(item.stage, EvaluateStage):
             after, memory = self._model.advance(item, state, gathered.result())
@@ -234,6 +247,8 @@ class RoundLoop:
             self._last_entries,
         )  # fmt: skip
         done["model"] = item.model_of
+        if protection is not None:
+            done["privacy"] = protection.told()
         done["state_digest"] = digest(after if after is not None else state)
         self._commit(done, after, memory, ends_stage=after is not None and item.stage_round == item.stage_rounds)
 

@@ -1,0 +1,36 @@
+"""Clipping of a whole update, and of which of its tensors: what hospital and server must do alike for aggregation.privacy."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cxrbase_model.aggregation import Aggregation
+from cxrbase_model.state import State, moving_names, norm
+
+MARGIN = 1e-5  # of the bound, for rounding to float32 and to the server's 2^-32 of a clip: 2^-33 x sqrt(numbers) up to 7e9 numbers
+
+
+def protected_names(model: nn.Module, aggregation: Aggregation) -> frozenset[str]:
+    """The tensors of a stage's model that an update can change; the others are zero in every update, by the plan alone.
+
+    These are clipped together and get noise. What is frozen or stays in the hospital would only be spoiled by noise.
+    """
+    return frozenset(name for name in moving_names(model) if not aggregation.is_local(name))
+
+
+def clipped(update: Mapping[str, Tensor], clip: float, names: Collection[str]) -> State:
+    """The named tensors, scaled so that their Euclidean norm together is at most `clip`, and zero for all others.
+
+    What is too long gets a little less than `clip`, so that no rounding that follows makes it longer. NaN where a number is not finite.
+    """
+    length = norm({name: update[name] for name in names})
+    factor = 1.0 if length <= clip * (1 - MARGIN) else clip * (1 - MARGIN) / length
+    return {name: tensor * factor if name in names else torch.zeros_like(tensor) for name, tensor in update.items()}
+
+
+def is_short(update: Mapping[str, Tensor], clip: float, names: Collection[str]) -> bool:
+    """Whether clipping leaves an update as it is; also told of one that was clipped already."""
+    return norm({name: update[name] for name in names}) < clip * (1 - 1.1 * MARGIN)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection
 
 from client.policy import Refused
-from cxrbase_model.clipping import clipped, is_short
+from cxrbase_model.clipping import clip_, is_short
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.plan import Plan
@@ -21,7 +21,7 @@ from cxrbase_model.state import State, is_finite
 def protect(update: State, plan: Plan, task: Task, names: Collection[str]) -> State:
     """The update that may leave: clipped, with this hospital's share of the noise; as it is where the plan has no aggregation.privacy.
 
-    names: the tensors that the stage shares (`clipping.protected_names`). Refused with CLIP where the task's bound is not the plan's,
+    The memory of `update` is used. names: the tensors that the stage shares (`clipping.protected_names`). Refused with CLIP where the task's bound is not the plan's,
     NOT_FINITE where a number of the update is none.
     """
     privacy = plan.aggregation.privacy
@@ -30,14 +30,14 @@ def protect(update: State, plan: Plan, task: Task, names: Collection[str]) -> St
     clip = _bound(privacy, task)
     if not is_finite(update):
         raise Refused(Code.NOT_FINITE)
-    shared = clipped(update, clip, names)
+    clip_(update, clip, names)
     share = privacy.share(plan.federation.quorum) * clip
     if share:
         source = NoiseSource()
         for name in sorted(names):
-            tensor = shared[name]
+            tensor = update[name]
             tensor += source.normal(tensor.numel()).mul_(share).reshape(tensor.shape)  # rounded once, to float32
-    return shared
+    return update
 
 
 def shortness(update: State, plan: Plan, task: Task, names: Collection[str]) -> float:

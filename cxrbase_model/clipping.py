@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from cxrbase_model.aggregation import Aggregation
@@ -21,14 +20,20 @@ def protected_names(model: nn.Module, aggregation: Aggregation) -> frozenset[str
     return frozenset(name for name in moving_names(model) if not aggregation.is_local(name))
 
 
-def clipped(update: Mapping[str, Tensor], clip: float, names: Collection[str]) -> State:
-    """The named tensors, scaled so that their Euclidean norm together is at most `clip`, and zero for all others.
+def factor(update: Mapping[str, Tensor], clip: float, names: Collection[str]) -> float:
+    """What to multiply the named tensors by so that their Euclidean norm together is at most `clip`; 1 where it is.
 
-    What is too long gets a little less than `clip`, so that no rounding that follows makes it longer. NaN where a number is not finite.
+    What is too long gets a little less than `clip`, so that no rounding that follows makes it longer. The numbers have to be finite.
     """
     length = norm({name: update[name] for name in names})
-    factor = 1.0 if length <= clip * (1 - MARGIN) else clip * (1 - MARGIN) / length
-    return {name: tensor * factor if name in names else torch.zeros_like(tensor) for name, tensor in update.items()}
+    return 1.0 if length <= clip * (1 - MARGIN) else clip * (1 - MARGIN) / length
+
+
+def clip_(update: State, clip: float, names: Collection[str]) -> None:
+    """Multiply the named tensors of an update by their `factor`, and set all others to zero, in place."""
+    scale = factor(update, clip, names)
+    for name, tensor in update.items():
+        tensor.mul_(scale if name in names else 0.0)
 
 
 def is_short(update: Mapping[str, Tensor], clip: float, names: Collection[str]) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from cxrbase_model.clipping import clipped, is_short
+from cxrbase_model.clipping import factor, is_short
 from cxrbase_model.state import State, norm, size
 from server.aggregate import WeightedMean
 from server.protection import Protection
@@ -33,11 +33,11 @@ class Noised:
 
     def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
         """Add it, clipped; the weight does not count."""
-        clip, names = self._protection.clip, self._protection.names
+        clip, names, scale = self._protection.clip, self._protection.names, 1.0
         if self._protection.clips:
             self._short += 0.5 if is_short(update, clip, names) else -0.5
-            update = clipped(update, clip, names)
-        self._mean.fold({name: update[name] / clip for name in names}, 1)
+            scale = factor(update, clip, names)
+        self._mean.fold(_Scaled({name: update[name] for name in names}, scale / clip), 1)
 
     def result(self) -> State:
         """The noised sum over how many were asked, float32, zero where nothing is protected. OSError on a full disk."""
@@ -47,3 +47,19 @@ class Noised:
         return {
             name: total[name] if name in total else torch.zeros_like(tensor) for name, tensor in self._state.items()
         }
+
+
+class _Scaled(Mapping[str, Tensor]):
+    """Tensors times a number, each multiplied when it is asked for, so that no second update is held."""
+
+    def __init__(self, update: Mapping[str, Tensor], scale: float) -> None:
+        self._update, self._scale = update, scale
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._update[name].double() * self._scale
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._update)
+
+    def __len__(self) -> int:
+        return len(self._update)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cxrbase_model.classifier import build_classifier
-from cxrbase_model.clipping import clipped, is_short, protected_names
+from cxrbase_model.clipping import clip_, is_short, protected_names
 from cxrbase_model.plan import FinetuneStage, Plan, plan_from_text, plan_to_text
 from cxrbase_model.protection import Adaptive, HospitalPrivacy
 from cxrbase_model.settings import SettingsError, read, to_mapping
-from cxrbase_model.state import norm
+from cxrbase_model.state import State, norm
 from tests.server.hospitals import plan
 
 UNIFORM: dict[str, Any] = {"weighting": "uniform", "quorum": 3}
@@ -24,6 +24,12 @@ def private(privacy: dict[str, Any], *, federation: dict[str, Any] = UNIFORM, **
     aggregation = {"privacy": privacy} | sections.pop("aggregation", {})
     mapping = to_mapping(plan(**federation))
     return read(Plan, mapping | {"aggregation": aggregation} | sections)
+
+
+def clipped(update: State, clip: float, names: set[str]) -> State:
+    found = {name: tensor.clone() for name, tensor in update.items()}
+    clip_(found, clip, names)
+    return found
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-3, 1.0, 1e4, 1e12])

@@ -181,6 +181,19 @@ def test_a_sum_that_a_kill_kept_from_being_committed_counts(tmp_path: Path) -> N
     assert told == [epsilon([2.0] * count, 1e-5) for count in (1, 3, 4)]
 
 
+def test_a_hospital_spends_by_the_rounds_that_it_was_asked_in(tmp_path: Path) -> None:
+    """The draw is no secret, so that it makes no round cheaper for those who are in it."""
+    nodes = [hospital(name, 0.1, 10) for name in "abcdef"]
+    store = run(tmp_path, private({"noise_multiplier": 2.0}, fraction=0.5), nodes)
+    asked = [{line["site"] for line in record["hospitals"]} for record in store.records()[1:]]
+    assert {len(each) for each in asked} == {3}
+    told = store.records()[-1]["privacy"]
+    counts = {name: sum(name in each for each in asked) for name in "abcdef"}
+    assert told["hospitals"] == {name: epsilon([2.0] * count, 1e-5) for name, count in counts.items() if count}
+    assert told["epsilon"] == epsilon([2.0] * max(counts.values()), 1e-5)
+    assert (told["divisor"], told["sums"]) == (3, max(counts.values()))
+
+
 def test_an_attempt_without_quorum_makes_no_sum_and_costs_nothing(tmp_path: Path) -> None:
     tries: list[int] = []
 

@@ -10,12 +10,14 @@ import math
 from collections.abc import Collection
 
 from client.policy import Refused
-from cxrbase_model.clipping import clip_, is_short
+from cxrbase_model.clipping import MARGIN, clip_, is_short
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.plan import Plan
 from cxrbase_model.protection import HospitalPrivacy
 from cxrbase_model.state import State, is_finite
+
+_TAILS = 9  # standard deviations that secure aggregation has room for, as `secure.ring` has it
 
 
 def protect(update: State, plan: Plan, task: Task, names: Collection[str]) -> State:
@@ -30,7 +32,7 @@ def protect(update: State, plan: Plan, task: Task, names: Collection[str]) -> St
     clip = _bound(privacy, task)
     if not is_finite(update):
         raise Refused(Code.NOT_FINITE)
-    clip_(update, clip, names)
+    clip_(update, clip, names, MARGIN + _coarseness(plan, sum(update[name].numel() for name in names)))
     share = privacy.share(plan.federation.quorum) * clip
     if share:
         source = NoiseSource()
@@ -51,6 +53,18 @@ def shortness(update: State, plan: Plan, task: Task, names: Collection[str]) -> 
     part = 0.5 if is_short(update, _bound(privacy, task), names) else -0.5
     share = privacy.count_share(plan.federation.quorum)
     return part + share * float(NoiseSource().normal(1)) if share else part
+
+
+def _coarseness(plan: Plan, numbers: int) -> float:
+    """How much longer, in clips, rounding to the steps of secure aggregation can make an update. Refused with SPAN where that is all of it."""
+    secure, privacy = plan.aggregation.secure, plan.aggregation.privacy
+    if secure is None or privacy is None:
+        return 0.0
+    span = 1 + _TAILS * privacy.share(plan.federation.quorum)
+    added = math.sqrt(numbers) * secure.hospitals * span / 2**secure.bits  # half a step for each number
+    if added >= 0.5:
+        raise Refused(Code.SPAN)
+    return added
 
 
 def _bound(privacy: HospitalPrivacy, task: Task) -> float:

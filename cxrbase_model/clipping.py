@@ -20,18 +20,18 @@ def protected_names(model: nn.Module, aggregation: Aggregation) -> frozenset[str
     return frozenset(name for name in moving_names(model) if not aggregation.is_local(name))
 
 
-def factor(update: Mapping[str, Tensor], clip: float, names: Collection[str]) -> float:
+def factor(update: Mapping[str, Tensor], clip: float, names: Collection[str], margin: float = MARGIN) -> float:
     """What to multiply the named tensors by so that their Euclidean norm together is at most `clip`; 1 where it is.
 
-    What is too long gets a little less than `clip`, so that no rounding that follows makes it longer. The numbers have to be finite.
+    What is too long gets `margin` less than `clip`, so that no rounding that follows makes it longer. The numbers have to be finite.
     """
     length = norm({name: update[name] for name in names})
-    return 1.0 if length <= clip * (1 - MARGIN) else clip * (1 - MARGIN) / length
+    return 1.0 if length <= clip * (1 - margin) else clip * (1 - margin) / length
 
 
-def clip_(update: State, clip: float, names: Collection[str]) -> None:
+def clip_(update: State, clip: float, names: Collection[str], margin: float = MARGIN) -> None:
     """Multiply the named tensors of an update by their `factor`, and set all others to zero, in place."""
-    scale = factor(update, clip, names)
+    scale = factor(update, clip, names, margin)
     for name, tensor in update.items():
         tensor.mul_(scale if name in names else 0.0)
 

@@ -200,7 +200,7 @@ class Plan:
         if aggregation.privacy is not None:
             check_privacy(
                 aggregation.privacy, aggregation.rule.kind, federation.weighting, self.transport.update,
-                federation.quorum, bounds, secured=aggregation.secure is not None,
+                federation.quorum, bounds, secure=aggregation.secure,
             )  # fmt: skip
 
     def _check_stages(self) -> None:

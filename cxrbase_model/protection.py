@@ -126,7 +126,7 @@ def check_secure(secure: Secure, rule: str, quorum: int, packing: str, bounds: d
 
 def check_privacy(
     privacy: HospitalPrivacy, rule: str, weighting: str, packing: str, quorum: int, bounds: dict[str, float | None], *,
-    secured: bool,
+    secure: Secure | None,
 ) -> None:  # fmt: skip
     """SettingsError where a plan promises hospitals what the rest of it would break; `bounds` are its bounds of single updates by key."""
     if weighting != "uniform":
@@ -146,11 +146,16 @@ def check_privacy(
             "federation.outlier: expected none where aggregation.privacy is set, since whose update counts would follow "
             f"from norms without noise; found {bounds['federation.outlier']:g}"
         )
+    if secure is not None and secure.bits != 32:
+        raise SettingsError(
+            "aggregation.secure.bits: expected 32 where aggregation.privacy is set, since coarse steps would lengthen an "
+            f"update after it was clipped; found {secure.bits}"
+        )
     if privacy.noise == "hospitals":
-        _check_shares(privacy, quorum, bounds, secured)
+        _check_shares(privacy, quorum, bounds, secured=secure is not None)
 
 
-def _check_shares(privacy: HospitalPrivacy, quorum: int, bounds: dict[str, float | None], secured: bool) -> None:
+def _check_shares(privacy: HospitalPrivacy, quorum: int, bounds: dict[str, float | None], *, secured: bool) -> None:
     if privacy.makers(quorum) > quorum:
         raise SettingsError(
             f"aggregation.privacy.honest: expected at most federation.quorum {quorum}, found {privacy.honest}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.clipping import protected_names
@@ -14,6 +17,7 @@ from cxrbase_model.normals import NoiseSource
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, Round
 from cxrbase_model.protection import Adaptive, HospitalPrivacy
 from cxrbase_model.seeds import derive_seed
+from cxrbase_model.state import State
 from server.records import Record
 from server.spent import Spent, Sum
 from server.store import RunStore
@@ -64,6 +68,18 @@ class Protection:
         """Take the sum of the hospitals' parts of the count, half for a short update and minus half for a long one; it gets its noise here, or had it."""
         sigma = 0.0 if noised else self._privacy.count_noise
         self._short = short + (sigma * float(self._source.normal(1)) if sigma else 0.0)
+
+    def released(self, total: Mapping[str, Tensor]) -> State:
+        """What `Noised` makes of updates, made of a sum (float32, in units of the weights) that secure aggregation has learned."""
+        self.spend()
+        step: State = {}
+        for name, tensor in total.items():
+            if name not in self.names:
+                step[name] = torch.zeros_like(tensor)
+                continue
+            noise = torch.from_numpy(self.draw(tensor.numel())).mul_(self.clip).reshape(tensor.shape)
+            step[name] = noise.add_(tensor).div_(self.divisor).float()
+        return step
 
     def told(self) -> Record:
         """What the round's record says of it; nothing of it was without noise. None for an infinite epsilon."""

@@ -17,7 +17,8 @@ from client.site import Site
 from cxrbase_model.codec import unpack
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import Plan
-from cxrbase_model.protection import Adaptive, HospitalPrivacy
+from cxrbase_model.protection import Adaptive, HospitalPrivacy, Secure
+from cxrbase_model.settings import SettingsError, read, to_mapping
 from cxrbase_model.state import State, norm
 
 NAMES = frozenset({"w"})
@@ -89,11 +90,28 @@ def test_a_part_of_the_count_is_half_with_its_share_of_noise(plan: Plan) -> None
     the_plan = private(plan, noise_multiplier=0.0, adaptive=Adaptive())
     assert shortness(UPDATE, the_plan, task(1.0), NAMES) == -0.5
     assert shortness(UPDATE, the_plan, task(1e4), NAMES) == 0.5
-    noisy = the_plan.aggregation.privacy
-    assert noisy is not None
-    secure = replace(plan.aggregation, privacy=replace(noisy, noise="hospitals", noise_multiplier=1.0), secure=None)
-    shaken = object.__new__(Plan)  # such a plan needs aggregation.secure, which is tested elsewhere
-    shaken.__dict__.update(vars(the_plan) | {"aggregation": secure})
+    shaken = secured(plan, noise="hospitals", noise_multiplier=1.0, adaptive=Adaptive())
     parts = torch.tensor([shortness(UPDATE, shaken, task(1.0), NAMES) for _ in range(400)])
     assert float(parts.mean()) == pytest.approx(-0.5, abs=6 * math.sqrt(0.5 / 400))
     assert float(parts.std()) == pytest.approx(math.sqrt(0.5), rel=0.25)
+
+
+def secured(plan: Plan, **privacy: Any) -> Plan:
+    aggregation = replace(plan.aggregation, privacy=HospitalPrivacy(**privacy), secure=Secure())
+    return replace(plan, aggregation=aggregation, federation=replace(plan.federation, weighting="uniform", quorum=3))
+
+
+def test_what_will_be_rounded_to_coarse_steps_is_clipped_shorter(plan: Plan) -> None:
+    draw = torch.Generator().manual_seed(0)
+    update = {"w": torch.randn(1_000_000, generator=draw), "frozen": torch.zeros(3)}
+    found = protect(update, secured(plan, noise_multiplier=0.0), task(1.0), NAMES)["w"].double()
+    step = 50 / (2**31 - 1)  # of a ring of 32 bits for 50 hospitals and numbers up to the clip
+    rounded = found + step / 2 * found.sign()  # the worst that rounding can do
+    assert 0.9999 < float(rounded.norm()) <= 1.0
+
+
+def test_coarse_steps_and_privacy_do_not_go_together(plan: Plan) -> None:
+    mapping = to_mapping(secured(plan))
+    mapping["aggregation"]["secure"]["bits"] = 16
+    with pytest.raises(SettingsError, match="aggregation.secure.bits: expected 32 .* found 16"):
+        read(Plan, mapping)

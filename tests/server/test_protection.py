@@ -81,6 +81,18 @@ def test_the_noise_has_the_standard_deviation_that_was_promised(tmp_path: Path) 
     assert float((result.abs() < expected).double().mean()) == pytest.approx(0.6827, abs=0.01)
 
 
+def test_a_sum_that_was_learned_under_masks_gets_the_same_noise(tmp_path: Path) -> None:
+    privacy, update = HospitalPrivacy(clip=100.0, noise_multiplier=0.01), drawn(1, 0.1)
+    made = Sum(1, 1, 0.01, ("a", "b", "c"))
+    protection = Protection(privacy, 2, NAMES, 100.0, made, Spent(tmp_path), NoiseSource(1))
+    total = {name: update[name] * 2 for name in update}
+    released = protection.released({name: total[name] for name in sorted(total)})
+    assert protection.told()["epsilon"] == epsilon([0.01], 1e-5)
+    alone = subtract(released, {name: total[name] / 3 for name in total})
+    assert float(alone["w"].std()) == pytest.approx(1.0 / 3, rel=0.015)
+    assert released["frozen"].tolist() == [0.0] * 5
+
+
 def test_an_adaptive_clip_raises_the_updates_noise_for_the_counts(tmp_path: Path) -> None:
     privacy = HospitalPrivacy(noise_multiplier=1.0, adaptive=Adaptive(count_noise=1.0))
     result = noised(tmp_path, {}, privacy, 1, seed=None)["w"]

@@ -60,8 +60,8 @@ def _coarseness(plan: Plan, numbers: int) -> float:
     secure, privacy = plan.aggregation.secure, plan.aggregation.privacy
     if secure is None or privacy is None:
         return 0.0
-    span = 1 + _TAILS * privacy.share(plan.federation.quorum)
-    added = math.sqrt(numbers) * secure.hospitals * span / 2**secure.bits  # half a step for each number
+    span: float = 1 + _TAILS * privacy.share(plan.federation.quorum)
+    added: float = math.sqrt(numbers) * secure.hospitals * span / 2**secure.bits  # half a step for each number
     if added >= 0.5:
         raise Refused(Code.SPAN)
     return added

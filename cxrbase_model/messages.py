@@ -104,6 +104,7 @@ class Task:
 
     `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. In a step of secure aggregation
     `state` is a letter instead. `clip` is the norm that an update is clipped to under aggregation.privacy.
+    `control_round` is the round of the stage that last took in this hospital's reply, 0 for none, under aggregation.scaffold.
     """
 
     kind: str
@@ -117,6 +118,7 @@ class Task:
     state_digest: str = ""
     state: bytes = field(default=b"", repr=False)
     clip: float | None = None
+    control_round: int = 0
 
 
 @dataclass(frozen=True)

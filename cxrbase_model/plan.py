@@ -194,6 +194,7 @@ class Plan:
 
     def _check_protection(self) -> None:
         aggregation, federation = self.aggregation, self.federation
+        aggregation.check_scaffold(federation.weighting, self.transport.update)
         bounds = {"federation.max_update_norm": federation.max_update_norm, "federation.outlier": federation.outlier}
         if aggregation.secure is not None:
             check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)

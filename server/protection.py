@@ -10,9 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxrbase_model.classifier import build_classifier
 from cxrbase_model.clipping import protected_names
-from cxrbase_model.features import build_objective
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, Round
 from cxrbase_model.protection import Adaptive, HospitalPrivacy
@@ -20,6 +18,7 @@ from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import State
 from server.records import Record
 from server.spent import Spent, Sum
+from server.stage_model import stage_model
 from server.store import RunStore
 
 _TAILS = 9  # standard deviations that a noised update's norm may lie above the usual, once in 10^17
@@ -123,8 +122,7 @@ class RunPrivacy:
 
     def _of_stage(self, plan: Plan, stage: PretrainStage | FinetuneStage) -> frozenset[str]:
         if stage.name not in self._names:
-            model = build_classifier(plan, stage) if isinstance(stage, FinetuneStage) else build_objective(plan, stage)
-            self._names[stage.name] = protected_names(model, plan.aggregation)
+            self._names[stage.name] = protected_names(stage_model(plan, stage), plan.aggregation)
         return self._names[stage.name]
 
     def _clip(self, privacy: HospitalPrivacy, item: Round) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from flwr.app import Message
 
@@ -25,6 +26,7 @@ from server.records import Record, entry, record, told, usual_norm
 from server.roster import Roster
 from server.rules.gathering import Gathering, gathering
 from server.store import RunStore
+from server.variates import taken_in
 from server.weights import GlobalModel
 
 Observer = Callable[[Record], None]
@@ -203,14 +205,15 @@ class RoundLoop:
         able = self._roster.able(item.stage.kind, self._exchange.nodes())
         cohort = choose(able, federation.fraction, federation.quorum, self._plan.seed, item.number)
         protection = self._privacy.of(item, attempt, cohort)
-        packed, state = sent(before, self._plan.transport.down(item.stage.kind))
+        whole = before | self._model.variates(item)
+        packed, state = sent(whole, self._plan.transport.down(item.stage.kind))
         task = Task(
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
             self._text, self._plan.digest, digest(state), packed, clip=protection.clip if protection else None,
         )  # fmt: skip
         usual = usual_norm(self._store.records(), item.stage.name)
         with gathering(self._plan.aggregation.rule, state, self._store.folder, usual, protection) as gathered:
-            intake = Intake(self._plan, task, before, gathered, usual)  # names and shapes are those of `state`
+            intake = Intake(self._plan, task, whole, gathered, usual)  # names and shapes are those of `state`
             self._ask(cohort, task, intake)
             self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
             if intake.admitted < federation.quorum:
@@ -222,8 +225,12 @@ class RoundLoop:
         """Send the task to the cohort and take in what comes back."""
         federation = self._plan.federation
         names = {self._roster.sites[name]: name for name in cohort}
+        tasks = dict.fromkeys(names, task)
+        if self._plan.aggregation.scaffold:
+            last = taken_in(self._store.records(), task.stage)
+            tasks = {node: replace(task, control_round=last.get(name, 0)) for node, name in names.items()}
         asked = self._exchange.ask(
-            dict.fromkeys(names, task), federation.deadline, federation.absence,
+            tasks, federation.deadline, federation.absence,
             enough=lambda: intake.admitted >= federation.quorum,
         )  # fmt: skip
         for node, message in asked:
@@ -240,8 +247,9 @@ class RoundLoop:
         protection: Protection | None,
     ) -> None:
         after, memory = None, None
+        admitted = [line["site"] for line in self._last_entries if line["status"] == "admitted"]
         if not isinstance(item.stage, EvaluateStage):
-            after, memory = self._model.advance(item, state, gathered.result())
+            after, memory = self._model.advance(item, state, gathered.result(), admitted)
         done = record(
             item.number, item.stage.name, item.stage.kind, item.stage_round, item.stage_rounds, attempt, started,
             self._last_entries,

@@ -113,5 +113,5 @@ def test_what_will_be_rounded_to_coarse_steps_is_clipped_shorter(plan: Plan) -> 
 def test_coarse_steps_and_privacy_do_not_go_together(plan: Plan) -> None:
     mapping = to_mapping(secured(plan))
     mapping["aggregation"]["secure"]["bits"] = 16
-    with pytest.raises(SettingsError, match="aggregation.secure.bits: expected 32 .* found 16"):
+    with pytest.raises(SettingsError, match=r"aggregation.secure.bits: expected 32 .* found 16"):
         read(Plan, mapping)

@@ -1,7 +1,8 @@
 """SCAFFOLD's control variate of a hospital (aggregation.scaffold): kept here from round to round of a stage; what leaves is how it changed.
 
 The server's variate is the mean of the hospitals' only while both sides mean the same ones. So a task says in which round the hospital's reply was last taken
-in (`control_round`), and the variate of that round is the one to go on from: one whose reply was lost, late or rejected is forgotten.
+in (`control_round`), and the variate of that round is the one to go on from: one whose reply was lost, late or rejected is forgotten. Where the hospital has lost
+it (a patient was forgotten), it says so, and all begin again.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ FOLDER = "variates"
 
 
 class Variates(Kept):
-    """The hospital's variates of a task's stage, below its private folder; does nothing where the task brought no variate of the server."""
+    """The hospital's variates of a task's stage, below its private folder; does nothing where the plan has no SCAFFOLD.
+
+    going_on_from: the round whose variate what leaves is a change of; 0 for a newcomer's, or one that was lost.
+    """
 
     def __init__(self, private: Path, task: Task, arrived: Mapping[str, Tensor]) -> None:
         super().__init__(private / FOLDER, task)
         self._arrived, self._taken_in = arrived, task.control_round
         self._change: State = {}
+        self.going_on_from = 0
 
     @contextlib.contextmanager
     def steering(self, model: nn.Module, aggregation: Aggregation) -> Iterator[None]:
@@ -41,27 +46,30 @@ class Variates(Kept):
         if mismatch(self._arrived, nothing):
             raise Refused(Code.STATE_INVALID)
         own = self._own(nothing)
-        with steered(model, subtract(self._arrived, own) if self._taken_in else nothing) as path:
+        with steered(model, nothing if own is None else subtract(self._arrived, own)) as path:
             yield
         after = path.mean()
-        self._change = subtract(after, own)
+        self._change = after if own is None else subtract(after, own)
         self.keep(after)
 
     def leaving(self) -> State:
         """What goes with the update: the change of the hospital's variate, by the names that it travels by."""
         return prefixed(self._change)
 
-    def _own(self, nothing: State) -> State:
-        """The variate that the server has of this hospital: zero for a newcomer, and the server's own, which corrects nothing, for one that was lost."""
+    def _own(self, nothing: State) -> State | None:
+        """The variate that the server has of this hospital; None for a newcomer, and where it was lost."""
         if self._round == 1:
             self.drop()  # what an earlier run of the same plan left
-        if not self._taken_in:
-            return nothing
+        if not 0 < self._taken_in < self._round:
+            return None
         try:
-            found = unpack(self._file(self._taken_in).read_bytes()) if self._taken_in < self._round else {}
+            found = unpack(self._file(self._taken_in).read_bytes())
         except (OSError, CodecError):
-            found = {}
-        return dict(self._arrived) if mismatch(found, nothing) else found
+            return None
+        if mismatch(found, nothing):
+            return None
+        self.going_on_from = self._taken_in
+        return found
 
     def _is_over(self, number: int) -> bool:
         return number not in (self._taken_in, self._round)

@@ -36,7 +36,7 @@ from cxrbase_model.predict import predict, pretrain_loss
 from cxrbase_model.proximal import proximal
 from cxrbase_model.rows import labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
-from cxrbase_model.state import State, load_state, state_of, subtract
+from cxrbase_model.state import load_state, state_of, subtract
 
 _EVALUATION_BATCH = 64
 
@@ -109,7 +109,7 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
         )
     memory.keep(result.moments)
     mixing.end(state_of(model))
-    return _reply(task, site, work, model, result, {"validation_loss": held_out}, variates.leaving())
+    return _reply(task, site, work, model, result, {"validation_loss": held_out}, variates)
 
 
 def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
@@ -139,7 +139,7 @@ def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: C
             _interrupted(memory, work),
         )
     memory.keep(result.moments)
-    return _reply(task, site, work, model, result, {"validation_auroc": held_out}, variates.leaving())
+    return _reply(task, site, work, model, result, {"validation_auroc": held_out}, variates)
 
 
 def _interrupted(memory: Moments, work: Work) -> LocalCheckpoint | None:
@@ -161,15 +161,15 @@ def _progress(stage: PretrainStage | FinetuneStage, task: Task, examples: int) -
 
 def _reply(
     task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, result: LocalResult,
-    metrics: dict[str, float], variates: State,
+    metrics: dict[str, float], variates: Variates,
 ) -> Reply:  # fmt: skip
     after = state_of(model)
     update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
     update = protect(update, work.plan, task, protected_names(model, work.plan.aggregation))
-    packed = Residual(site.private, task).encode(update | variates, work.plan.transport.up)
+    packed = Residual(site.private, task).encode(update | variates.leaving(), work.plan.transport.up)
     return trained(
         site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,
-        seconds=result.seconds, metrics=metrics,
+        seconds=result.seconds, metrics=metrics, control_round=variates.going_on_from,
     )  # fmt: skip
 
 

@@ -123,7 +123,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a hospital released for a task, or (code is set) why it released nothing."""
+    """What a hospital released for a task, or (code is set) why it released nothing.
+
+    `control_round` is the task's where the hospital still had what it kept then (aggregation.scaffold), else 0.
+    """
 
     site: str
     kind: str
@@ -138,6 +141,7 @@ class Reply:
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     description: dict[str, Any] | None = None
+    control_round: int = 0
     update: bytes = field(default=b"", repr=False)
 
 

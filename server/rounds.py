@@ -246,10 +246,9 @@ class RoundLoop:
         gathered: Gathering,
         protection: Protection | None,
     ) -> None:
-        after, memory = None, None
-        admitted = [line["site"] for line in self._last_entries if line["status"] == "admitted"]
+        after, memory, variates = None, None, None
         if not isinstance(item.stage, EvaluateStage):
-            after, memory = self._model.advance(item, state, gathered.result(), admitted)
+            after, memory, variates = self._model.advance(item, state, gathered.result(), self._last_entries)
         done = record(
             item.number, item.stage.name, item.stage.kind, item.stage_round, item.stage_rounds, attempt, started,
             self._last_entries,
@@ -257,6 +256,8 @@ class RoundLoop:
         done["model"] = item.model_of
         if protection is not None:
             done["privacy"] = protection.told()
+        if variates is not None:
+            done["variates"] = variates
         done["state_digest"] = digest(after if after is not None else state)
         self._commit(done, after, memory, ends_stage=after is not None and item.stage_round == item.stage_rounds)
 

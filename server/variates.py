@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+
+import torch
 
 from cxrbase_model.plan import EvaluateStage, Plan, Round
 from cxrbase_model.state import State
 from cxrbase_model.variates import PREFIX, controlled, prefixed
+from server.records import Record
 from server.stage_model import stage_model
+
+KEPT, ANEW = "kept", "anew"  # `variates` in a round's record
 
 
 def first_variates(plan: Plan, item: Round) -> State:
@@ -18,28 +22,39 @@ def first_variates(plan: Plan, item: Round) -> State:
     return prefixed(controlled(stage_model(plan, item.stage), plan.aggregation))
 
 
-def taken_in(records: list[dict[str, Any]], stage: str) -> dict[str, int]:
-    """Hospital to the last round of the stage that took in its reply."""
-    return {
-        line["site"]: record["stage_round"]
-        for record in records
-        if record["stage"] == stage
-        for line in record["hospitals"]
-        if line["status"] == "admitted"
-    }
+def taken_in(records: list[Record], stage: str) -> dict[str, int]:
+    """Hospital to the last round of the stage that took in its reply, since all last began anew."""
+    found: dict[str, int] = {}
+    for record in records:
+        if record["stage"] != stage:
+            continue
+        found |= {line["site"]: record["stage_round"] for line in record["hospitals"] if line["status"] == "admitted"}
+        if record.get("variates") == ANEW:
+            found.clear()
+    return found
 
 
-def advanced(variates: State, update: State, known: Collection[str], admitted: Collection[str]) -> State:
+def outcome(known: Mapping[str, int], entries: list[Record]) -> str:
+    """KEPT where each hospital of a round went on from the variate that the server has of it, else ANEW: the mean cannot be told any more."""
+    went_on = all(
+        line["control_round"] == known.get(line["site"], 0) for line in entries if line["status"] == "admitted"
+    )
+    return KEPT if went_on else ANEW
+
+
+def advanced(variates: State, update: State, known: Collection[str], entries: list[Record], found: str) -> State:
     """The variates after a round, of those before it and the mean change in `update`, which loses them.
 
-    known: hospitals that earlier rounds of the stage have taken in. admitted: those of this round, all weighing alike. A hospital counts from the
-    first round that takes it in; the paper counts all from the start, which is the same where all take part in the first.
+    known: hospitals that earlier rounds have taken in. entries: the round's; those admitted weigh alike. found: as `outcome` has it; ANEW is zeros.
+    A hospital counts from the first round that takes it in; the paper counts all from the start, which is the same where all take part in the first.
     """
+    admitted = [line["site"] for line in entries if line["status"] == "admitted"]
     both = len({*known, *admitted})
     after: State = {}
     for name, tensor in variates.items():
-        whole = len(known) * tensor.double() + len(admitted) * update.pop(name).double()
-        after[name] = whole.div_(both).float()
+        change = update.pop(name)
+        whole = len(known) * tensor.double() + len(admitted) * change.double()
+        after[name] = whole.div_(both).float() if found == KEPT else torch.zeros_like(tensor)
     return after
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from cxrbase_model.aggregation import Add
 from cxrbase_model.plan import EvaluateStage, Round
 from cxrbase_model.state import State
 from server.initial import initial_state
+from server.records import Record
 from server.rules.step import step
 from server.store import RunStore
-from server.variates import advanced, first_variates, taken_in, variates_of
+from server.variates import advanced, first_variates, outcome, taken_in, variates_of
 
 
 class GlobalModel:
@@ -36,22 +35,25 @@ class GlobalModel:
             return {}
         return variates_of(self._memory(item)) or first_variates(self._store.plan, item)
 
-    def advance(self, item: Round, state: State, update: State, admitted: Collection[str] = ()) -> tuple[State, State]:
+    def advance(
+        self, item: Round, state: State, update: State, entries: list[Record]
+    ) -> tuple[State, State, str | None]:
         """The weights after a training round that started from `state`, and what is remembered for the next; `update` is used up.
 
-        admitted: the hospitals that it is the mean of, which SCAFFOLD counts.
+        entries: the hospitals of the round. The third is what became of SCAFFOLD's variates (`variates.outcome`), None without.
         """
-        variates = self.variates(item)
+        variates, found = self.variates(item), None
         if variates:
             known = taken_in(self._store.records(), item.stage.name)
-            variates = advanced(variates, update, known, admitted)
+            found = outcome(known, entries)
+            variates = advanced(variates, update, known, entries, found)
         move, memory = step(self._store.plan.aggregation.step, update, self._memory(item))
         memory |= variates
         for name, tensor in move.items():  # in place: a third model is not held
             tensor += state[name]
         after = move
         self._newest = (item.number, after, memory)
-        return after, memory
+        return after, memory, found
 
     def _memory(self, item: Round) -> State:
         aggregation = self._store.plan.aggregation

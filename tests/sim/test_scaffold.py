@@ -67,7 +67,15 @@ def quadratic(name: str, private: Path, change: Change = lambda task, reply: rep
                 optimizer.step()
         update = subtract(state_of(model), work.state) | variates.leaving()
         changed = change(
-            task, replace(reply, examples=10, steps=STEPS, loss=1.0, update=encode(update, work.plan.transport.up))
+            task,
+            replace(
+                reply,
+                control_round=variates.going_on_from,
+                examples=10,
+                steps=STEPS,
+                loss=1.0,
+                update=encode(update, work.plan.transport.up),
+            ),
         )
         return reply_to_message(changed, message) if changed is not None else None
 
@@ -98,13 +106,13 @@ def optimum(names: str) -> float:
 
 
 def test_the_plain_mean_drifts_and_scaffold_reaches_the_common_optimum(tmp_path: Path) -> None:
-    plain = run(tmp_path / "plain", planned(25, scaffold=False), nodes(tmp_path / "plain", "ab"))
+    plain = run(tmp_path / "plain", planned(15, scaffold=False), nodes(tmp_path / "plain", "ab"))
     shrunk = [(1 - RATE * CURVES[n][0]) ** STEPS for n in "ab"]
     drifted = sum((1 - s) * CURVES[n][1] for s, n in zip(shrunk, "ab", strict=True)) / sum(1 - s for s in shrunk)
-    assert weight(plain) == pytest.approx(drifted, abs=1e-3), "computed by hand: a fixed point that is nobody's optimum"
+    assert weight(plain) == pytest.approx(drifted, abs=3e-3), "computed by hand: a fixed point that is nobody's optimum"
     assert abs(drifted - optimum("ab")) > 0.15
-    steered = run(tmp_path / "steered", planned(25), nodes(tmp_path / "steered", "ab"))
-    assert weight(steered) == pytest.approx(optimum("ab"), abs=1e-3)
+    steered = run(tmp_path / "steered", planned(15), nodes(tmp_path / "steered", "ab"))
+    assert weight(steered) == pytest.approx(optimum("ab"), abs=3e-3)
 
 
 def test_each_round_is_that_of_the_paper(tmp_path: Path) -> None:
@@ -135,30 +143,32 @@ def test_a_reply_that_was_lost_does_not_bend_the_optimum(tmp_path: Path) -> None
         lost = reply.site == "b" and task.round in (1, 3, 4, 9)
         return replace(reply, examples=-1) if lost else reply
 
-    store = run(tmp_path, planned(40), nodes(tmp_path, "abc", lossy))
+    store = run(tmp_path, planned(20), nodes(tmp_path, "abc", lossy))
     assert [line["site"] for record in store.records() for line in record["rejected"]] == ["b"] * 4
-    assert weight(store) == pytest.approx(optimum("abc"), abs=1e-3)
+    assert weight(store) == pytest.approx(optimum("abc"), abs=3e-3)
     for folder in (tmp_path / "b" / FOLDER).iterdir():
         assert len(list(folder.iterdir())) == 2, "what the server has, and the last"
 
 
-def test_a_hospital_that_joins_late_and_one_of_each_round_end_at_the_optimum_of_all(tmp_path: Path) -> None:
+def test_a_hospital_that_joins_late_moves_the_optimum_to_that_of_all(tmp_path: Path) -> None:
     def late(task: Task, reply: Reply) -> Reply:
-        return replace(reply, examples=-1) if reply.site == "c" and task.round < 6 else reply
+        return replace(reply, examples=-1) if reply.site == "c" and task.round < 4 else reply
 
-    store = run(tmp_path, planned(40), nodes(tmp_path, "abc", late))
-    assert weight(store) == pytest.approx(optimum("abc"), abs=1e-3)
+    store = run(tmp_path, planned(20), nodes(tmp_path, "abc", late))
+    assert weight(store) == pytest.approx(optimum("abc"), abs=3e-3)
 
 
-def test_a_variate_that_was_forgotten_corrects_nothing_for_a_round(tmp_path: Path) -> None:
+def test_where_one_hospital_has_forgotten_its_variate_all_begin_again(tmp_path: Path) -> None:
+    """What the server's mean still has of it could not be taken out, and would bend the optimum."""
+
     def forgetful(task: Task, reply: Reply) -> Reply:
-        if task.round == 5:
-            forget_variates(tmp_path / reply.site)
+        if (task.round, reply.site) == (5, "c"):
+            forget_variates(tmp_path / "c")
         return reply
 
-    store = run(tmp_path, planned(12), nodes(tmp_path, "abc", forgetful))
-    assert [record["rejected"] for record in store.records()] == [[]] * 13
-    assert abs(weight(store) - optimum("abc")) < 0.3
+    store = run(tmp_path, planned(20), nodes(tmp_path, "abc", forgetful))
+    assert [record.get("variates") for record in store.records()[1:9]] == ["kept"] * 5 + ["anew"] + ["kept"] * 2
+    assert weight(store) == pytest.approx(optimum("abc"), abs=3e-3)
 
 
 @pytest.mark.parametrize("step", ["add", "fedavgm"])
@@ -197,7 +207,7 @@ def real_run(folder: Path, the_plan: Plan) -> RunStore:
 def test_real_hospitals_with_adamw_learn_under_it_and_the_first_round_is_the_plain_one(tmp_path: Path) -> None:
     aggregation = {
         "scaffold": True,
-        "keep_local": ["decoder.*"],
+        "keep_local": ["decoder_*"],
         "proximal": 0.01,
         "step": {"kind": "fedavgm", "momentum": 0.1},
     }
@@ -214,7 +224,7 @@ def test_real_hospitals_with_adamw_learn_under_it_and_the_first_round_is_the_pla
     assert held_out(exact[0])[-1] < held_out(exact[0])[0]
     names = set(stored.memory(3)) - {name for name in stored.memory(3) if not name.startswith(PREFIX)}
     assert names
-    assert not any(name.startswith(f"{PREFIX}decoder.") for name in names), "what stays in the hospital has no variate"
+    assert not any(name.startswith(f"{PREFIX}decoder_") for name in names), "what stays in the hospital has no variate"
 
 
 def test_a_rehearsal_brings_variates_and_leaves_none(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -29,6 +30,10 @@ class Variates(Kept):
 
     going_on_from: the round whose variate what leaves is a change of; 0 for a newcomer's, or one that was lost.
     """
+
+    durable: ClassVar[bool] = (
+        False  # a power cut costs all a round of beginning anew, waiting for the disk seconds in each
+    )
 
     def __init__(self, private: Path, task: Task, arrived: Mapping[str, Tensor]) -> None:
         super().__init__(private / FOLDER, task)

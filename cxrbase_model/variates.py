@@ -5,9 +5,9 @@ Hospital i has c_i, the mean gradient along its own path in its last round, the 
 g - c_i + c before the optimizer sees it. After the round, c_i is the mean of the uncorrected g, each weighted by its step's rate.
 
 With plain SGD that is the paper's option II to the last bit of algebra, for any schedule of rates: (x - y) / sum of rates - c + c_i is that very mean. With
-AdamW the two differ: (x - y) over the rates is then a mean of normalised steps, a thousand times a gradient or more, which would drown the gradients that it
-is added to. The mean of gradients is in their own units and is what is used; that AdamW's moments see corrected gradients, and that its
-weight decay is no part of g, are what is approximate about it.
+AdamW the two differ: (x - y) over the rates is then a mean of normalised steps, about one however small the gradients that it would be added to. The mean of
+gradients is in their own units and is what is used. What is approximate: AdamW's moments are of corrected gradients, whose lengths differ from the plain ones, and its
+weight decay is no part of g.
 
 On the wire and in the server's memory a variate is a tensor `control/NAME` beside the weights, so that packing, digests, exact sums and admission hold for it.
 """

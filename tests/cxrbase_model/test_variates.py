@@ -98,6 +98,36 @@ def test_the_plain_mean_drifts_and_scaffold_reaches_the_optimum() -> None:
     np.testing.assert_allclose(steered_rounds(300, corrected=True), optimum(), atol=1e-4)
 
 
+def adapted(*, corrected: bool, size: float) -> Vector:
+    """Thirty rounds of AdamW, whose moments stay in each hospital, on gradients of that size."""
+    x, c, own = np.zeros(4), np.zeros(4), [np.zeros(4), np.zeros(4)]
+    states: dict[int, dict[str, Any]] = {}
+    for number in range(30):
+        ends, paths = [], []
+        for hospital, (matrix, offset) in enumerate(problem()):
+            model = Quadratic(x)
+            optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-12, weight_decay=0.0)
+            if hospital in states:
+                optimizer.load_state_dict(states[hospital])
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 - number / 30)
+            with steered(model, {"x": torch.from_numpy((c - own[hospital]) * corrected)}) as path:
+                for _ in range(20):
+                    optimizer.zero_grad()
+                    model.loss(size * matrix, size * offset).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+            states[hospital] = optimizer.state_dict()
+            ends.append(model.x.detach().numpy())
+            paths.append(path.mean()["x"].numpy().astype(np.float64))
+        x, c, own = np.mean(ends, axis=0), np.mean(paths, axis=0), paths
+    return x
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_adamw_drifts_without_it_and_not_with_it_whatever_the_gradients_size(size: float) -> None:
+    assert float(np.linalg.norm(adapted(corrected=False, size=size) - optimum())) > 0.1
+    assert float(np.linalg.norm(adapted(corrected=True, size=size) - optimum())) < 0.01
+
+
 def test_after_the_block_and_for_other_models_nothing_is_corrected() -> None:
     models = [Quadratic(np.zeros(4)), Quadratic(np.zeros(4))]
     optimizers = [torch.optim.SGD(model.parameters(), lr=1.0) for model in models]

@@ -130,10 +130,11 @@ def run(
     nodes: list[Node],
     *,
     resume: bool = False,
+    seed: int | None = 7,
     kill: Callable[[RoundLoop], None] | None = None,
 ) -> RunStore:
     store = RunStore.resume(folder, the_plan) if resume else RunStore.create(folder, the_plan)
-    loop = RoundLoop(Exchange(LocalGrid(dict(enumerate(nodes, start=1)))), store, Live(folder), noise_seed=7)
+    loop = RoundLoop(Exchange(LocalGrid(dict(enumerate(nodes, start=1)))), store, Live(folder), noise_seed=seed)
     if kill is not None:
         kill(loop)
     loop.run()
@@ -171,6 +172,22 @@ def test_the_records_and_the_report_tell_epsilon_after_each_round(tmp_path: Path
     statements = " ".join(report["privacy"]["statements"])
     assert "nothing is promised against the server itself" in statements
     assert "was seeded" in statements, "this noise can be repeated"
+
+
+def test_only_a_seeded_run_can_be_repeated_and_its_rounds_have_noise_of_their_own(tmp_path: Path) -> None:
+    the_plan = private({"noise_multiplier": 1.0})
+    stores = [
+        run(tmp_path / str(seed) / name, the_plan, three(), seed=seed)
+        for seed, name in ((7, "a"), (7, "b"), (None, "a"), (None, "b"))
+    ]
+    found = [[record["state_digest"] for record in store.records()[1:]] for store in stores]
+    assert found[0] == found[1]
+    assert len({digests[0] for digests in found}) == 3
+    assert [store.records()[1]["privacy"]["seeded"] for store in stores] == [True, True, False, False]
+    first, second, third = (stores[0].state(number) for number in (1, 2, 3))
+    assert not torch.allclose(
+        subtract(second, first)["encoder.norm.bias"], subtract(third, second)["encoder.norm.bias"]
+    )
 
 
 def test_a_sum_that_a_kill_kept_from_being_committed_counts(tmp_path: Path) -> None:

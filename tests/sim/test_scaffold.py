@@ -192,6 +192,19 @@ def test_norms_are_of_the_update_alone(tmp_path: Path) -> None:
     assert 1.8 < sizes[0] / sizes[1] < 2.1
 
 
+def test_the_server_holds_one_sum_whatever_the_number_of_hospitals(tmp_path: Path) -> None:
+    files: list[list[int]] = []
+
+    def look(task: Task, reply: Reply) -> Reply:
+        if task.kind == "pretrain":
+            files.append([path.stat().st_size for path in (tmp_path / "run" / "spool").iterdir()])
+        return reply
+
+    store = run(tmp_path, planned(1), nodes(tmp_path, "abc", look))
+    numbers = sum(tensor.numel() for tensor in (store.stage_state("mae") | store.memory(1)).values())
+    assert files == [[8 * numbers]] * 3, "64-bit sums of the weights and of the variates"
+
+
 def real(**sections: Any) -> Plan:
     federation = {"quorum": 3, "deadline": 60, "join_deadline": 60, "weighting": "uniform"}
     return plan(federation=federation, **sections)

@@ -41,7 +41,7 @@ class Intake:
             check_reply(reply, self._task, set(self.entries))
             norm = None if self._task.kind == "evaluate" else self._fold(name, reply, joined)
             line = entry(name, "admitted", None, reply, update_norm=norm)
-            if self._plan.aggregation.scaffold:
+            if reply.control_round:
                 line["control_round"] = reply.control_round
             if reply.evaluation is not None:
                 line["evaluations"] = {self._task.model: reply.evaluation}

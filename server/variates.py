@@ -37,7 +37,7 @@ def taken_in(records: list[Record], stage: str) -> dict[str, int]:
 def outcome(known: Mapping[str, int], entries: list[Record]) -> str:
     """KEPT where each hospital of a round went on from the variate that the server has of it, else ANEW: the mean cannot be told any more."""
     went_on = all(
-        line["control_round"] == known.get(line["site"], 0) for line in entries if line["status"] == "admitted"
+        line.get("control_round", 0) == known.get(line["site"], 0) for line in entries if line["status"] == "admitted"
     )
     return KEPT if went_on else ANEW
 

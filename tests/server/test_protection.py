@@ -120,7 +120,7 @@ def test_a_clip_far_from_the_norms_finds_their_quantile() -> None:
 
 
 def private(privacy: dict[str, Any], **federation: Any) -> Plan:
-    base = {"weighting": "uniform", "quorum": 2} | federation
+    base = {"weighting": "uniform", "quorum": 2, "deadline": 60, "join_deadline": 60} | federation
     return read(Plan, to_mapping(short_plan(**base)) | {"aggregation": {"privacy": privacy}})
 
 

@@ -19,10 +19,14 @@ from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
 from client.policy import Refused, Work, check_cohort, check_plan, check_size, check_task
+from client.protect import protect, shortness
 from client.release import description, evaluated, protected, secured, too_few, trained
 from client.secure import hold
 from client.site import Site
+from client.variates import Variates
+from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import Classifier, build_classifier
+from cxrbase_model.clipping import protected_names
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
 from cxrbase_model.features import build_objective
 from cxrbase_model.losses import positive_weights
@@ -34,7 +38,7 @@ from cxrbase_model.predict import predict, pretrain_loss
 from cxrbase_model.proximal import proximal
 from cxrbase_model.rows import labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
-from cxrbase_model.state import load_state, state_of, subtract
+from cxrbase_model.state import State, load_state, state_of, subtract
 
 _EVALUATION_BATCH = 64
 
@@ -106,18 +110,19 @@ def _pretrain(
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
     mixing = Mixing(site.private, task, work.plan.aggregation.mixing)
-    with proximal(model, work.plan.aggregation.proximal):
+    variates = Variates(site.private, task, work.control)
+    with variates.steering(model, work.plan.aggregation), proximal(model, work.plan.aggregation.proximal):
         if (
             begun := mixing.begin(work.state)
         ) is not work.state:  # within the block, for its pull is to the global weights
             load_state(model, begun)
         result = pretrain(
             model, stream, stage, _progress(stage, task, len(rows), guarded), seed, runtime, moments,
-            memory.interrupted, None if guarded is None else guarded.protection,
+            _interrupted(memory, work), None if guarded is None else guarded.protection,
         )  # fmt: skip
     memory.keep(result.moments)
     mixing.end(state_of(model))
-    return _reply(task, site, work, model, result, metrics)
+    return _reply(task, site, work, model, result, metrics, variates)
 
 
 def _finetune(
@@ -141,13 +146,14 @@ def _finetune(
         stream, weights = guarded.batches(), torch.ones(len(cache.spec.findings))
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    with proximal(model, work.plan.aggregation.proximal):
+    variates = Variates(site.private, task, work.control)
+    with variates.steering(model, work.plan.aggregation), proximal(model, work.plan.aggregation.proximal):
         result = finetune(
             model, stream, stage, weights, _progress(stage, task, len(rows), guarded), seed, runtime, moments,
-            memory.interrupted, None if guarded is None else guarded.protection,
+            _interrupted(memory, work), None if guarded is None else guarded.protection,
         )  # fmt: skip
     memory.keep(result.moments)
-    return _reply(task, site, work, model, result, metrics)
+    return _reply(task, site, work, model, result, metrics, variates)
 
 
 def _begin(
@@ -158,6 +164,11 @@ def _begin(
     if work.plan.privacy is None:
         return None
     return begin(noise, work.plan.privacy, site, task, stage, cache, rows, runtime)
+
+
+def _interrupted(memory: Moments, work: Work) -> LocalCheckpoint | None:
+    """Where a round that is interrupted leaves a checkpoint; under SCAFFOLD it begins again, since the gradients' path would be lost."""
+    return None if work.plan.aggregation.scaffold else memory.interrupted
 
 
 def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:
@@ -176,22 +187,33 @@ def _progress(
 
 def _reply(
     task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, result: LocalResult,
-    metrics: dict[str, float],
+    metrics: dict[str, float], variates: Variates,
 ) -> Reply:  # fmt: skip
     after = state_of(model)
     update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
+    names = protected_names(model, work.plan.aggregation)
+    short = shortness(update, work.plan, task, names)
+    update = protect(update, work.plan, task, names)
     if work.plan.aggregation.secure is not None:
-        if work.plan.privacy is not None:  # not even in the sum
-            return secured(site.site, task, hold(task, site, work.plan, update, examples=result.examples, loss=0.0))
-        letter = hold(task, site, work.plan, update, examples=result.examples, loss=result.loss)
-        return secured(site.site, task, letter, seconds=result.seconds, metrics=metrics)
-    packed = Residual(site.private, task).encode(update, work.plan.transport.up)
+        return _secured(task, site, work, update, short, result, metrics)
+    packed = Residual(site.private, task).encode(update | variates.leaving(), work.plan.transport.up)
     if work.plan.privacy is not None:
         return protected(site.site, task, packed, examples=result.examples, steps=result.steps)
     return trained(
         site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,
-        seconds=result.seconds, metrics=metrics,
+        seconds=result.seconds, metrics=metrics, control_round=variates.going_on_from,
     )  # fmt: skip
+
+
+def _secured(
+    task: Task, site: Site, work: Work, update: State, short: float, result: LocalResult, metrics: dict[str, float]
+) -> Reply:  # fmt: skip
+    """The answer to a training whose update leaves masked. Under a plan's `privacy:` the loss is not even in the sum."""
+    measured = work.plan.privacy is None
+    letter = hold(
+        task, site, work.plan, update, examples=result.examples, loss=result.loss if measured else 0.0, short=short
+    )
+    return secured(site.site, task, letter, seconds=result.seconds if measured else 0.0, metrics=metrics)
 
 
 def _pictures(cache: Cache, rows: NDArray[np.int64]) -> Iterator[Tensor]:

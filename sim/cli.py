@@ -128,7 +128,7 @@ def _train(sites: list[Path], config: SimConfig, plan: Plan, out: Path, *, resum
     console.print(f"{plan.name}: {len(sites)} hospitals, {len(timeline(plan))} rounds, plan {plan.digest[:12]}")
     if config.seeded_noise and plan.privacy is not None:
         console.print("privacy noise is seeded: a run that protects nobody")
-    settings = RunSettings(out, plan, resume=resume, expected=len(sites))
+    settings = RunSettings(out, plan, resume=resume, expected=len(sites), noise_seed=config.noise_seed)
     with RoundProgress(console, plan) as rounds:
         simulate(sites, settings, config, [rounds.update])
 

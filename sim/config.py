@@ -43,6 +43,10 @@ class SimConfig:
         False,
         why="draw privacy noise from the plan's seed, so that a run repeats; it protects nobody then, and the report says so",
     )
+    noise_seed: int | None = knob(
+        None, low=0, high=2**31 - 1,
+        why="repeats the server's noise of aggregation.privacy; who knows it can take the noise off, which the report says",
+    )  # fmt: skip
     gpu_share: float = knob(0.0, low=0.0, high=1.0, why="share of one GPU that each takes; 0 trains on the CPU")
 
 

@@ -23,7 +23,7 @@ from cxrbase_model.privacy import Mechanism, Privacy
 
 PLAN = Plan(
     schema=1, name="private", data=DataSpec(findings=("Nodule",), image_size=32),
-    stages=(FinetuneStage(name="detect", init="random", rounds=100_000),), privacy=Privacy(),
+    stages=(FinetuneStage(name="detect", init="random", rounds=100_000, positive_weight=1.0),), privacy=Privacy(),
 )  # fmt: skip
 TASK = Task("finetune", "run", 1, "detect", 1, "detect", plan_to_text(PLAN), PLAN.digest)
 

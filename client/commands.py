@@ -174,15 +174,8 @@ def _list_plans(approvals: Approvals, site: Site) -> None:
     table = Table("plan", "digest", "", "stages", box=None, padding=(0, 1))
     for kind, state in (("approved", "[green]approved[/green]"), ("asked", "[yellow]waits for approval[/yellow]")):
         for plan in approvals.plans(kind):
-            table.add_row(
-                plan.name,
-                plan.digest[:12],
-                state,
-                "; ".join(_told(stage) for stage in plan.stages),
-                _privacy(plan, site),
-            )
+            table.add_row(plan.name, plan.digest[:12], state, "; ".join(_told(stage) for stage in plan.stages))
             costs.append(f"Privacy of {plan.name} ({plan.digest[:12]}): {_privacy(plan, site)}.")
-
     if table.row_count:
         console.print(table)
         console.print("\n".join(costs), markup=False)

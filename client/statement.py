@@ -15,6 +15,7 @@ from client.budget import told, told_left
 from client.ledger import Entry, Seal
 from client.site import Site
 
+_COUNTS = "no noise; small counts hidden"
 _MOST_LINES = 5000  # of the page; JSON has all
 
 
@@ -61,6 +62,7 @@ def page(site: Site, entries: list[Entry], seal: Seal) -> str:
         share=0.0 if policy.epsilon is None else min(1.0, spent / policy.epsilon if policy.epsilon else 1.0),
         left=None if policy.epsilon is None else told_left(max(0.0, policy.epsilon - spent)),
         bet=_bet(spent),
+        chance=f"1 in {1 / policy.delta:,.0f}",
         groups=_groups(entries),
         recipients=[(name, *_totals(name, entries)) for name in sorted({e.recipient for e in entries if e.bytes})],
         unused=_unused(entries),
@@ -109,7 +111,7 @@ def guarantee(entry: Entry) -> str:
     if entry.kind in ("unprotected", "lost"):
         return "none"
     if entry.noise is None or entry.rate is None:
-        return "small counts hidden" if entry.kind in ("evaluation", "description") else ""
+        return {"evaluation": _COUNTS, "description": _COUNTS, "again": "as before"}.get(entry.kind, "")
     return f"{entry.unit}, noise {entry.noise:g}, rate {entry.rate:.3g}, steps {entry.steps}"
 
 
@@ -142,6 +144,11 @@ def _unused(entries: Iterable[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.kind == "reserve" and entry.number not in used]
 
 
+def _shared(guarantees: Iterable[str]) -> str:
+    found = set(guarantees)
+    return found.pop() if len(found) == 1 else "different ones, see the annex"
+
+
 def _totals(name: str, entries: Iterable[Entry]) -> tuple[int, str]:
     sizes = [entry.bytes for entry in entries if entry.recipient == name and entry.bytes]
     return len(sizes), size(sum(sizes))
@@ -157,6 +164,7 @@ def _groups(entries: Iterable[Entry]) -> list[dict[str, Any]]:
         {
             "first": some[0].time[:10], "last": some[-1].time[:10], "times": len(some), "entry": some[-1],
             "kind": KINDS[some[0].kind], "bytes": size(sum(entry.bytes for entry in some)),
+            "guarantee": _shared(guarantee(entry) for entry in some),
             "before": some[0].before, "after": some[-1].after,
             "left": sorted({_WORDS.get(name, name) for entry in some for name in entry.left}),
         }

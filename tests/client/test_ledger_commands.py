@@ -155,10 +155,10 @@ def test_the_statement_says_what_when_to_whom_and_under_which_guarantee(
     html = target.read_text()
     text = text_of(html)
     for part in (
-        "The record is complete and unaltered. 6 lines were verified",
+        "The record verifies. All 6 lines are there and unaltered",
         "Model update with a guarantee", "Evaluation of a model", "Description of the collection",
         "changes of the model's weights", "patient, noise 1, rate 0.05, steps 20", "of 8.00 is spent",
-        "no consortium was joined", "Not covered by epsilon: evaluations and descriptions", str(seal),
+        "with delta 1 in 100,000", "no consortium was joined", "Not covered by epsilon: evaluations and descriptions", str(seal),
     ):  # fmt: skip
         assert part in text
     assert not re.findall(r"(?:src|href)=|url\(|<script", html), "it fetches nothing"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from client.approval import Approvals
+from client.held import BaseMissing, WrongWeights, arrived
 from client.site import Site
-from cxrbase_model.codec import CodecError, decode
+from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, plan_from_text
 from cxrbase_model.settings import SettingsError
-from cxrbase_model.state import State, digest
+from cxrbase_model.state import State
 
 log = logging.getLogger("cxrbase.client")
 
@@ -46,10 +48,10 @@ def check_plan(task: Task) -> Plan:
     return plan
 
 
-def check_task(task: Task, parameters: int) -> Work:
+def check_task(task: Task, parameters: int, private: Path | None = None) -> Work:
     """Everything that can be checked about a training or evaluation task without touching the cache.
 
-    parameters: the largest model that the hospital unpacks.
+    parameters: the largest model that the hospital unpacks. private: where it keeps the weights for the next round, None for nowhere.
     """
     plan = check_plan(task)
     try:
@@ -61,11 +63,13 @@ def check_task(task: Task, parameters: int) -> Work:
     if not isinstance(stage, EvaluateStage) and not 1 <= task.stage_round <= stage.rounds:
         raise Refused(Code.TASK_UNKNOWN)
     try:
-        state = decode(task.state, plan.transport.down(stage.kind), parameters)
+        state = arrived(task, plan.transport, parameters, private)
     except CodecError:
         raise Refused(Code.STATE_INVALID) from None
-    if digest(state) != task.state_digest:
-        raise Refused(Code.STATE_DIGEST)
+    except WrongWeights:
+        raise Refused(Code.STATE_DIGEST) from None
+    except BaseMissing:
+        raise Refused(Code.BASE_MISSING) from None
     return Work(plan, stage, model_stage, state)
 
 

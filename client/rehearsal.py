@@ -12,6 +12,7 @@ import torch
 
 from client.app import perform
 from client.feedback import Residual
+from client.held import Held
 from client.kept import Kept
 from client.mixing import Mixing
 from client.moments import Moments
@@ -61,6 +62,7 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
         finally:
             for kept in _kept(site, task, plan):
                 kept.drop()
+            Held(site.private).drop()  # the next weights come whole
         yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-PROTOCOL = 2
+PROTOCOL = 3
 _STYPE = "cxrbase.safetensors"
 
 
@@ -25,6 +25,7 @@ class Code(StrEnum):
     PLAN_DIGEST = "PLAN_DIGEST"
     STATE_DIGEST = "STATE_DIGEST"
     STATE_INVALID = "STATE_INVALID"
+    BASE_MISSING = "BASE_MISSING"
     SITE_INVALID = "SITE_INVALID"
     CACHE_MISSING = "CACHE_MISSING"
     CACHE_MISMATCH = "CACHE_MISMATCH"
@@ -57,6 +58,7 @@ MEANING: dict[Code, str] = {
     Code.PLAN_DIGEST: "the plan's text and its digest differ, or it is not the plan of this run",
     Code.STATE_DIGEST: "the weights that arrived are not the weights that were sent",
     Code.STATE_INVALID: "the weights do not fit the plan's model",
+    Code.BASE_MISSING: "the hospital does not hold the weights that the new ones are a difference to; it is sent the whole",
     Code.SITE_INVALID: "the hospital's own site file is missing or invalid",
     Code.CACHE_MISSING: "the hospital has no training cache; it has to run ingest",
     Code.CACHE_MISMATCH: "the hospital's cache was built to another data specification; it has to run ingest again",
@@ -96,7 +98,8 @@ class WireError(ValueError):
 class Task:
     """One piece of work for one hospital; `kind` is describe, pretrain, finetune or evaluate.
 
-    `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation.
+    `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. `state` is a difference to the weights
+    of `base_digest`, or whole where that is empty; `state_digest` is that of what it becomes.
     """
 
     kind: str
@@ -109,6 +112,7 @@ class Task:
     plan_digest: str
     state_digest: str = ""
     state: bytes = field(default=b"", repr=False)
+    base_digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ class Transport:
     )
     keep: float = knob(0.05, low=1e-5, high=1.0, why="share of each tensor's numbers that topk sends, at least one")
     compress: str = knob("none", choices=COMPRESSIONS, why="lossless compression of both")
+    difference: bool = knob(
+        False,
+        why="weights travel as what has changed since those that the hospital holds, which loses nothing; whole to a hospital that "
+        "does not hold them, and to all where compress is none, since only zstd makes small changes short",
+    )
 
     compress_update: str = knob(
         "same",
@@ -55,6 +60,11 @@ class Transport:
     def down(self, kind: str) -> Packing:
         """How the weights of a round of that kind are packed; an evaluation is of the very weights that are exported."""
         return Packing("float32" if kind == "evaluate" else self.broadcast, self.compress)
+
+    @property
+    def differs(self) -> bool:
+        """Whether weights travel as differences."""
+        return self.difference and self.compress == "zstd"
 
     @property
     def up(self) -> Packing:

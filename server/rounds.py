@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 
 from flwr.app import Message
 
-from cxrbase_model.codec import sent
 from cxrbase_model.messages import Code, Task, WireError, reply_from_message
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
 from cxrbase_model.state import State, digest
 from server.admission import Rejected, check_reply
+from server.broadcast import Broadcast, Broadcasts
 from server.cohort import choose
 from server.exchange import Exchange, Node, Stopped
 from server.intake import Intake
@@ -65,14 +66,16 @@ class RoundLoop:
         self._observers = list(observers)
         self._roster = Roster()
         self._model = GlobalModel(store)
+        self._broadcasts = Broadcasts(store.folder, store.plan.transport)
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
-        self._gather()
-        for item in timeline(self._plan):
-            if item.number >= self._store.next_round:
-                self._hold()
-                self._run_round(item)
+        with closing(self._broadcasts):
+            self._gather()
+            for item in timeline(self._plan):
+                if item.number >= self._store.next_round:
+                    self._hold()
+                    self._run_round(item)
 
     def _hold(self) -> None:
         """Wait while the operator wants the run to hold; Stopped where it is to end."""
@@ -198,32 +201,35 @@ class RoundLoop:
         federation = self._plan.federation
         able = self._roster.able(item.stage.kind, self._exchange.nodes())
         cohort = choose(able, federation.fraction, federation.quorum, self._plan.seed, item.number)
-        packed, state = sent(before, self._plan.transport.down(item.stage.kind))
         task = Task(
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
-            self._text, self._plan.digest, digest(state), packed,
+            self._text, self._plan.digest,
         )  # fmt: skip
+        broadcast = self._broadcasts.next(task, before, cohort)
         usual = usual_norm(self._store.records(), item.stage.name)
-        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
-            intake = Intake(self._plan, task, before, gathered, usual)  # names and shapes are those of `state`
-            self._ask(cohort, task, intake)
+        with gathering(self._plan.aggregation.rule, broadcast.state, self._store.folder, usual) as gathered:
+            # The names and shapes of `before` are those that hospitals start from.
+            intake = Intake(self._plan, task, before, gathered, usual, broadcast.bytes_sent)
+            self._ask(cohort, broadcast, intake)
             self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
             if intake.admitted < federation.quorum:
                 return False
             self._finish(item, attempt, started, before, gathered)
         return True
 
-    def _ask(self, cohort: list[str], task: Task, intake: Intake) -> None:
+    def _ask(self, cohort: list[str], broadcast: Broadcast, intake: Intake) -> None:
         """Send the task to the cohort and take in what comes back."""
         federation = self._plan.federation
         names = {self._roster.sites[name]: name for name in cohort}
         asked = self._exchange.ask(
-            dict.fromkeys(names, task), federation.deadline, federation.absence,
+            {number: broadcast.task(name) for number, name in names.items()}, federation.deadline, federation.absence,
             enough=lambda: intake.admitted >= federation.quorum,
+            instead=lambda number, message: broadcast.instead(names[number], message),
         )  # fmt: skip
         for node, message in asked:
             intake.take(names[node], message, self._roster.entries[names[node]])
         intake.note_silent(cohort)
+        self._broadcasts.held_by(name for name, line in intake.entries.items() if line["status"] == "admitted")
 
     def _finish(self, item: Round, attempt: int, started: float, state: State, gathered: Gathering) -> None:
         after, memory = None, None

@@ -54,7 +54,7 @@ def answer(message: Message, context: Context) -> Message:
         reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest, description=described)
         return reply_to_message(reply, message)
     note(folder, "client", _LOADED)
-    work = check_task(task, _MOST)
+    work = check_task(task, _MOST, folder / name)
     update = {name: tensor * SHIFT for name, tensor in work.state.items()}
     packed = Residual(folder / name, task).encode(update, work.plan.transport.up)
     reply = Reply(name, task.kind, task.round, task.stage, task.plan_digest, examples=10, steps=1, update=packed)

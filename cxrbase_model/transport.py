@@ -30,23 +30,27 @@ EXACT = Packing()
 
 @dataclass(frozen=True)
 class Transport:
-    """Bytes against exactness, for each direction."""
+    """Bytes against exactness, for each direction.
+
+    The default sends at most 0.34 of the bytes of float32 down and 0.26 up; docs/aggregation.md has what it does to AUROC.
+    `{broadcast: float32, update: float32, compress: none}` is exact.
+    """
 
     broadcast: str = knob(
-        "float32",
+        "bf16",
         choices=PRECISIONS,
         why="precision of the weights that hospitals train from; the server keeps them whole, so small steps still add up",
     )
     update: str = knob(
-        "float32",
+        "int8",
         choices=(*PRECISIONS, SPARSE),
         why="precision of updates; topk sends the largest numbers of each tensor alone, as bf16 (Aji and Heafield 2017, arXiv "
         "1704.05021); what is left out stays in the hospital and is added to its next update",
     )
     keep: float = knob(0.05, low=1e-5, high=1.0, why="share of each tensor's numbers that topk sends, at least one")
-    compress: str = knob("none", choices=COMPRESSIONS, why="lossless compression of both")
+    compress: str = knob("zstd", choices=COMPRESSIONS, why="lossless compression of both")
     difference: bool = knob(
-        False,
+        True,
         why="weights travel as what has changed since those that the hospital holds, which loses nothing; whole to a hospital that "
         "does not hold them, and to all where compress is none, since only zstd makes small changes short",
     )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from bench.cache import cache
 from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
+from bench.links import links
+from bench.memory import memory
 from bench.rules import rules
 from bench.scale import scale
 from bench.transport import transport
@@ -20,11 +24,13 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "engine": engine,
     "fold": fold,
     "ingest": ingest,
+    "links": links,
+    "memory": memory,
     "rules": rules,
     "scale": scale,
     "transport": transport,
 }
-NAMED_ONLY = frozenset({"transport"})  # several minutes long, and of real networks
+NAMED_ONLY = frozenset({"transport", "links", "memory"})  # several minutes long, and of real networks
 
 
 def main() -> int:
@@ -34,6 +40,8 @@ def main() -> int:
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all but {', '.join(NAMED_ONLY)})"
     )
     names = parser.parse_args().parts or [name for name in PARTS if name not in NAMED_ONLY]
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the processes of a network end with it
+        signal.signal(number, _end)
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         print(f"bench: PART: expected of {', '.join(PARTS)}, found {', '.join(unknown)}", file=sys.stderr)
@@ -44,6 +52,11 @@ def main() -> int:
         print(f"{name}: {found[name]}", flush=True)
     print(json.dumps(found))
     return 0
+
+
+def _end(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # what is being ended is ended once
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from cxrbase_model.settings import knob
 PRECISIONS = ("float32", "bf16", "int8")
 SPARSE = "topk"  # of updates alone: most numbers are left out
 COMPRESSIONS = ("none", "zstd")
+CHUNK_BYTES = (
+    1 << 19
+)  # of Flower's pieces, which it repeats where a line breaks and expects to be taken within five seconds; its own are 5 MiB
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import yaml
 from cxrbase_model.transport import CHUNK_BYTES
 
 _ROOT = Path(__file__).parents[2]
+_PYTHON = Path(sys.executable).name
 _LOOK = 0.05  # seconds between looks at the peaks of the apps' processes
 _MOST_SECONDS = 1200.0
 _SWITCHES = {
@@ -130,7 +131,7 @@ def _network(folder: Path, setting: Setting) -> Iterator[Path]:
         time.sleep(5)
         if setting.light:
             nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals), str(folder / setting.kind)]
-            stack.enter_context(_daemon(Path(sys.executable).name, nodes, folder, switches))
+            stack.enter_context(_daemon(_PYTHON, nodes, folder, switches))
         for index in range(0 if setting.light else setting.hospitals):
             own = free_port()
             reached = port if setting.rate is None else stack.enter_context(Line(port, setting.rate)).port
@@ -141,8 +142,9 @@ def _network(folder: Path, setting: Setting) -> Iterator[Path]:
                 secret.write_bytes(b"0" * 32)
                 node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
                 executor = ["-m", "bench.wire.executor", f"127.0.0.1:{own}", str(secret)]
-                stack.enter_context(_daemon(Path(sys.executable).name, executor, folder, switches))
-            stack.enter_context(_daemon("flower-supernode", node, folder, switches))
+                stack.enter_context(_daemon(_PYTHON, executor, folder, switches))
+                node = ["-m", "client.node.supernode", str(os.getpid()), "0", *node]
+            stack.enter_context(_daemon(_PYTHON if ours else "flower-supernode", node, folder, switches))
         time.sleep(5)
         yield folder
 

@@ -12,7 +12,7 @@ _PARAMETERS = 28_000_000  # about those of _MODEL's autoencoder
 def memory() -> dict[str, float]:
     """Three rounds of 28 million parameters: the peak of the ServerApp above its start, in float32 models, by number of hospitals.
 
-    A real SuperLink; hospitals are threads of one process that speak its Fleet API, check their task and answer one at a time.
+    A real SuperLink; hospitals are threads of one process that speak its Fleet API and answer one at a time.
     """
     found: dict[str, float] = {}
     for number in NUMBERS:

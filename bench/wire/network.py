@@ -26,6 +26,7 @@ _ROOT = Path(__file__).parents[2]
 _PYTHON = Path(sys.executable).name
 _LOOK = 0.05  # seconds between looks at the peaks of the apps' processes
 _MOST_SECONDS = 1200.0
+_MOST_SECONDS_TO_START = 120.0
 _SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     "MALLOC_MMAP_THRESHOLD_": "1048576",
@@ -128,7 +129,7 @@ def _network(folder: Path, setting: Setting) -> Iterator[Path]:
     link += ["--database", str(folder / "state.db"), "--health-server-address", f"127.0.0.1:{free_port()}"]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_daemon("flower-superlink", link, folder, switches))
-        time.sleep(5)
+        _await_lines(folder / "flower-superlink.log", "Uvicorn running on", 1)
         if setting.light:
             nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals), str(folder / setting.kind)]
             stack.enter_context(_daemon(_PYTHON, nodes, folder, switches))
@@ -145,8 +146,20 @@ def _network(folder: Path, setting: Setting) -> Iterator[Path]:
                 stack.enter_context(_daemon(_PYTHON, executor, folder, switches))
                 node = ["-m", "client.node.supernode", str(os.getpid()), "0", *node]
             stack.enter_context(_daemon(_PYTHON if ours else "flower-supernode", node, folder, switches))
-        time.sleep(5)
+        _await_lines(folder / "flower-superlink.log", "[Fleet.ActivateNode] Activated", setting.hospitals)
+        time.sleep(2)  # until a SuperNode's first question has been answered
         yield folder
+
+
+def _await_lines(log: Path, phrase: str, count: int) -> None:
+    """Wait until a program has said something so often."""
+    limit = time.monotonic() + _MOST_SECONDS_TO_START
+    while log.read_text(encoding="utf-8", errors="replace").count(phrase) < count:
+        if time.monotonic() > limit:
+            raise RuntimeError(
+                f"{log.stem} has not said {phrase!r} {count} times within {_MOST_SECONDS_TO_START:.0f} s"
+            )
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

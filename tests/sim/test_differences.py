@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import answer
 from client.held import FOLDER
+from client.release import refusal
 from client.site import Site, read_site
 from cxrbase_model.messages import Code, Task, reply_to_message, task_from_message
 from cxrbase_model.plan import Plan
@@ -182,18 +182,18 @@ def test_a_server_that_starts_again_sends_wholes_once_and_ends_in_the_same_bits(
 def test_a_round_that_is_repeated_for_lack_of_a_quorum_ends_in_the_same_bits(
     tmp_path: Path, undisturbed: RunStore
 ) -> None:
-    silent: list[int] = []
-    world = World(tmp_path, replace(plan(difference=True, quorum=2, deadline=3), seed=1))
-    inner = world.grid.nodes[1]
+    world = World(tmp_path, plan(difference=True, quorum=2))
+    inner, refused = world.grid.nodes[1], []
 
-    def sometimes(message: Message) -> Message | None:
+    def once(message: Message) -> Message | None:
         task = task_from_message(message)
-        if task.round == 2 and len(silent) < 40:
-            silent.append(task.round)
-            return None
+        if task.round == 2 and not refused:
+            refused.append(task)
+            return reply_to_message(refusal("b", task, Code.OUT_OF_MEMORY), message)
         return inner(message)
 
-    world.grid.nodes[1] = sometimes
+    world.grid.nodes[1] = once
     store = world.run()
     assert final(store) == final(undisturbed)
     assert store.records()[2]["attempt"] == 2
+    assert (2, "b") in world.wholes(), "nobody knows what it holds after a refusal"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from bench.cache import cache
 from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
+from bench.links import links
+from bench.memory import memory
 from bench.privacy import privacy
 from bench.rules import rules
 from bench.scale import scale
@@ -22,13 +26,15 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "engine": engine,
     "fold": fold,
     "ingest": ingest,
+    "links": links,
+    "memory": memory,
     "privacy": privacy,
     "rules": rules,
     "scale": scale,
     "secure": secure,
     "transport": transport,
 }
-NAMED_ONLY = frozenset({"privacy", "transport"})  # several minutes long
+NAMED_ONLY = frozenset({"privacy", "transport", "links", "memory"})  # several minutes long, or of real networks
 
 
 def main() -> int:
@@ -38,6 +44,8 @@ def main() -> int:
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all but {', '.join(NAMED_ONLY)})"
     )
     names = parser.parse_args().parts or [name for name in PARTS if name not in NAMED_ONLY]
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the processes of a network end with it
+        signal.signal(number, _end)
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         print(f"bench: PART: expected of {', '.join(PARTS)}, found {', '.join(unknown)}", file=sys.stderr)
@@ -48,6 +56,11 @@ def main() -> int:
         print(f"{name}: {found[name]}", flush=True)
     print(json.dumps(found))
     return 0
+
+
+def _end(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # what is being ended is ended once
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

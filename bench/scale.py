@@ -32,6 +32,7 @@ _PLAN = {
     "schema": 1, "name": "scale", "data": {"findings": ["Nodule"], "image_size": 16},
     "model": {"encoder": "vit_micro", "patch_size": 8, "depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
     "stages": [{"kind": "pretrain", "name": "mae", "rounds": 3}],
+    "transport": {"broadcast": "float32", "update": "float32", "compress": "none"},  # functions hold no weights to add a difference to
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from cxrbase_model.secure.letters import STEPS
 from cxrbase_model.settings import read
 from cxrbase_model.state import State, byte_size
 from cxrbase_model.transport import EXACT
+from server.broadcast import Broadcast
 from server.exchange import Exchange
 from server.intake import Intake
 from server.records import Record
@@ -112,7 +113,7 @@ def _plain(update: State, hospitals: int) -> tuple[float, int]:
         sites |= _sites(Path(folder), plan, hospitals)
         started = time.process_time()
         with gathering(plan.aggregation.rule, update, Path(folder), None) as gathered:
-            intake = Intake(plan, task, update, gathered, None)
+            intake = Intake(plan, task, update, gathered, None, {})
             _ask(_exchange(hospitals, node), task, hospitals, intake)
             assert intake.admitted == hospitals
             gathered.result()
@@ -141,7 +142,7 @@ def _secured(update: State, hospitals: int, bits: int, lost: int = 0) -> tuple[f
 
         exchange = _exchange(hospitals, node)
         started = time.process_time()
-        round_ = SecureRound(exchange, plan, task, update, Path(folder))
+        round_ = SecureRound(exchange, plan, Broadcast(task, update, EXACT, b"", "", set()), update, Path(folder))
         _ask(exchange, task, hospitals, round_.intake)
         known = round_.finish({name: number for number, name in enumerate(_names(hospitals))})
         assert known, (round_.told, round_.doubt, round_.intake.entries)

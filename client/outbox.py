@@ -74,7 +74,7 @@ def _head(key: str, body: bytes) -> dict[str, Any]:
 
 def task_key(site: Site, task: Task) -> str:
     """The SHA-256 of everything that an answer follows from; the weights go in by their digest, which was checked."""
-    fields = {name: value for name, value in vars(task).items() if name not in ("state", "plan_text")}
+    fields = {name: value for name, value in vars(task).items() if name not in ("state", "base_digest", "plan_text")}
     try:
         cache = hashlib.sha256((site.cache_folder / "cache.json").read_bytes()).hexdigest()
     except OSError:  # what is wrong with it is said where it is opened

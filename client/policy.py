@@ -6,19 +6,21 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.approval import Approvals
+from client.arrivals import BaseMissing, WrongWeights, arrived
 from client.dataset import Cache
 from client.site import Site
-from cxrbase_model.codec import CodecError, decode
+from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, plan_from_text
 from cxrbase_model.rows import batch_rows
 from cxrbase_model.settings import SettingsError
-from cxrbase_model.state import State, digest
+from cxrbase_model.state import State
 from cxrbase_model.variates import divided
 
 log = logging.getLogger("cxrbase.client")
@@ -54,10 +56,10 @@ def check_plan(task: Task) -> Plan:
     return plan
 
 
-def check_task(task: Task, parameters: int) -> Work:
+def check_task(task: Task, parameters: int, private: Path | None = None) -> Work:
     """Everything that can be checked about a training or evaluation task without touching the cache.
 
-    parameters: the largest model that the hospital unpacks.
+    parameters: the largest model that the hospital unpacks. private: where it keeps the weights for the next round, None for nowhere.
     """
     plan = check_plan(task)
     try:
@@ -70,11 +72,13 @@ def check_task(task: Task, parameters: int) -> Work:
         raise Refused(Code.TASK_UNKNOWN)
     steered = plan.aggregation.scaffold and not isinstance(stage, EvaluateStage)
     try:
-        state = decode(task.state, plan.transport.down(stage.kind), 2 * parameters if steered else parameters)
+        state = arrived(task, plan.transport, 2 * parameters if steered else parameters, private)
     except CodecError:
         raise Refused(Code.STATE_INVALID) from None
-    if digest(state) != task.state_digest:
-        raise Refused(Code.STATE_DIGEST)
+    except WrongWeights:
+        raise Refused(Code.STATE_DIGEST) from None
+    except BaseMissing:
+        raise Refused(Code.BASE_MISSING) from None
     weights, control = divided(state) if steered else (state, {})
     return Work(plan, stage, model_stage, weights, control)
 

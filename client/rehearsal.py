@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from client.app import perform
+from client.arrivals import HeldWeights
 from client.budget import rehearsal
 from client.feedback import Residual
 from client.held import Held
@@ -68,6 +69,7 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
         finally:
             for kept in _kept(site, task, plan):
                 kept.drop()
+            HeldWeights(site.private).drop()  # the next weights come whole
         yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
 
 

@@ -82,7 +82,7 @@ def evaluate(task: Task, site: Site, cache: Cache, runtime: Runtime) -> Reply:
 
 
 def _open(task: Task, site: Site, cache: Cache) -> Work:
-    work = check_task(task, site.policy.parameters)
+    work = check_task(task, site.policy.parameters, site.private)
     check_size(work, site)
     if cache.spec != work.plan.data:
         raise Refused(Code.CACHE_MISMATCH)

@@ -208,6 +208,11 @@ class Aggregation:
     secure: Secure | None = knob(None, why="the server learns the sum of updates alone; none lets it see each")
     privacy: HospitalPrivacy | None = knob(None, why="differential privacy of whole hospitals; none promises nothing")
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether updates may not be rounded on their way."""
+        return self.secure is not None or self.privacy is not None or self.scaffold
+
     def is_local(self, name: str) -> bool:
         """Whether a tensor of that name stays in the hospital; `*` stands for any text."""
         return any(fnmatchcase(name, pattern) for pattern in self.keep_local)

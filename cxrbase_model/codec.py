@@ -23,7 +23,7 @@ from cxrbase_model import sparse
 from cxrbase_model.state import State
 from cxrbase_model.transport import SPARSE, Packing
 
-_SCALE = "scale:"  # before the name of the tensor whose rows it scales; no parameter's name has a colon
+SCALE = "scale:"  # before the name of the tensor whose rows it scales; no parameter's name has a colon
 _STEPS = 127
 _LENGTH = struct.Struct("<Q")  # in front of compressed bytes: how many they become
 _LEVEL = 1  # zstd's higher levels gain nothing on weights
@@ -83,9 +83,7 @@ def encode(state: Mapping[str, Tensor], packing: Packing) -> bytes:
 
 def decode(data: bytes, packing: Packing, parameters: int) -> State:
     """The float32 state of encoded bytes, of at most so many parameters; CodecError where they hold none of that packing."""
-    if packing.compress == "zstd":
-        data = _decompressed(data, packing, 5 * parameters + _HEADER_ROOM)
-    state = unpack(data)
+    state = packed(data, packing, parameters)
     if packing.precision == "bf16":
         return _from_bf16(state)
     if packing.precision == SPARSE:
@@ -93,14 +91,19 @@ def decode(data: bytes, packing: Packing, parameters: int) -> State:
     return _from_int8(state) if packing.precision == "int8" else state
 
 
+def packed(data: bytes, packing: Packing, parameters: int) -> State:
+    """As `decode`, but the tensors as they are packed."""
+    if packing.compress == "zstd":
+        data = _decompressed(data, packing, 5 * parameters + _HEADER_ROOM)
+    return unpack(data)
+
+
 def opened(data: bytes, packing: Packing, parameters: int) -> Mapping[str, Tensor]:
     """As `decode`, but an int8 state stays packed, and each tensor becomes float32 when it is asked for: a quarter of the memory."""
     if packing.precision != "int8":
         return decode(data, packing, parameters)
-    if packing.compress == "zstd":
-        data = _decompressed(data, packing, 5 * parameters + _HEADER_ROOM)
-    packed = unpack(data)
-    return Opened(packed, _scaled_names(packed))
+    steps_and_scales = packed(data, packing, parameters)
+    return Opened(steps_and_scales, _scaled_names(steps_and_scales))
 
 
 class Opened(Mapping[str, Tensor]):
@@ -112,7 +115,7 @@ class Opened(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """The tensor; KeyError where there is none of the name."""
         self._names[name]
-        return _restored(self._packed[name], self._packed[_SCALE + name])
+        return restored(self._packed[name], self._packed[SCALE + name])
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
@@ -125,7 +128,12 @@ class Opened(Mapping[str, Tensor]):
 
 def sent(state: State, packing: Packing) -> tuple[bytes, Mapping[str, Tensor]]:
     """The bytes that leave for a state, and the state that everybody has who gets them, which is made of `state` as it is read."""
-    return encode(state, packing), state if packing.is_exact else Rounded(state, packing)
+    return encode(state, packing), sent_state(state, packing)
+
+
+def sent_state(state: State, packing: Packing) -> Mapping[str, Tensor]:
+    """The second of `sent`."""
+    return state if packing.is_exact else Rounded(state, packing)
 
 
 class Rounded(Mapping[str, Tensor]):
@@ -140,7 +148,7 @@ class Rounded(Mapping[str, Tensor]):
             return self._state[name].bfloat16().float()
         if self._packing.precision == SPARSE:
             return sparse.thinned(self._state[name], self._packing.keep)
-        return _restored(*_steps(self._state[name]))
+        return restored(*quantized(self._state[name]))
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
@@ -151,7 +159,7 @@ class Rounded(Mapping[str, Tensor]):
         return len(self._state)
 
 
-def _steps(tensor: Tensor) -> tuple[Tensor, Tensor]:
+def quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Each row over its largest magnitude, in whole steps of 1/127 of it; a vector is one row. Not finite in, not finite out."""
     rows = _rows(tensor)
     scale = rows.abs().amax(dim=1, keepdim=True) / _STEPS if rows.numel() else rows.new_zeros(len(rows), 1)
@@ -159,7 +167,7 @@ def _steps(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return steps.to(torch.int8).reshape(tensor.shape), scale.flatten()
 
 
-def _restored(steps: Tensor, scale: Tensor) -> Tensor:
+def restored(steps: Tensor, scale: Tensor) -> Tensor:
     """The numbers of steps and the scales of their rows."""
     return _rows(steps).float().mul_(scale[:, None]).reshape(steps.shape)
 
@@ -167,19 +175,19 @@ def _restored(steps: Tensor, scale: Tensor) -> Tensor:
 def _to_int8(state: Mapping[str, Tensor]) -> State:
     packed: State = {}
     for name, tensor in state.items():
-        packed[name], packed[_SCALE + name] = _steps(tensor)
+        packed[name], packed[SCALE + name] = quantized(tensor)
     return packed
 
 
 def _from_int8(packed: State) -> State:
-    return {name: _restored(packed[name], packed[_SCALE + name]) for name in _scaled_names(packed)}
+    return {name: restored(packed[name], packed[SCALE + name]) for name in _scaled_names(packed)}
 
 
 def _scaled_names(packed: State) -> list[str]:
     """The names of int8 tensors that all have their scales; CodecError where anything else is among them."""
-    names = [name for name in packed if not name.startswith(_SCALE)]
+    names = [name for name in packed if not name.startswith(SCALE)]
     for name in names:
-        steps, scale = packed[name], packed.get(_SCALE + name)
+        steps, scale = packed[name], packed.get(SCALE + name)
         fits = scale is not None and scale.shape == _rows(steps).shape[:1]
         if scale is None or not fits or (steps.dtype, scale.dtype) != (torch.int8, torch.float32):
             raise CodecError("expected int8 tensors, each with a float32 scale for its rows")

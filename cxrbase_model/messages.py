@@ -25,6 +25,7 @@ class Code(StrEnum):
     PLAN_DIGEST = "PLAN_DIGEST"
     STATE_DIGEST = "STATE_DIGEST"
     STATE_INVALID = "STATE_INVALID"
+    BASE_MISSING = "BASE_MISSING"
     SITE_INVALID = "SITE_INVALID"
     CACHE_MISSING = "CACHE_MISSING"
     CACHE_MISMATCH = "CACHE_MISMATCH"
@@ -61,6 +62,7 @@ MEANING: dict[Code, str] = {
     Code.PLAN_DIGEST: "the plan's text and its digest differ, or it is not the plan of this run",
     Code.STATE_DIGEST: "the weights that arrived are not the weights that were sent",
     Code.STATE_INVALID: "the weights do not fit the plan's model",
+    Code.BASE_MISSING: "the hospital does not hold the weights that the new ones are a difference to; it is sent the whole",
     Code.SITE_INVALID: "the hospital's own site file is missing or invalid",
     Code.CACHE_MISSING: "the hospital has no training cache; it has to run ingest",
     Code.CACHE_MISMATCH: "the hospital's cache was built to another data specification; it has to run ingest again",
@@ -104,7 +106,8 @@ class WireError(ValueError):
 class Task:
     """One piece of work for one hospital; `kind` is describe, pretrain, finetune, evaluate or a step of secure aggregation.
 
-    `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. In a step of secure aggregation
+    `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. `state` is a difference to the weights
+    of `base_digest`, or whole where that is empty; `state_digest` is that of what it becomes. In a step of secure aggregation
     `state` is a letter instead. `clip` is the norm that an update is clipped to under aggregation.privacy.
     `control_round` is the round of the stage that last took in this hospital's reply, 0 for none, under aggregation.scaffold.
     """
@@ -121,6 +124,7 @@ class Task:
     state: bytes = field(default=b"", repr=False)
     clip: float | None = None
     control_round: int = 0
+    base_digest: str = ""
 
 
 @dataclass(frozen=True)

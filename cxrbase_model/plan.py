@@ -7,7 +7,7 @@ the hospitals whole, as its canonical text; its SHA-256 digest names it in every
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cxrbase_model.aggregation import Aggregation
@@ -164,6 +164,9 @@ class Plan:
     privacy: Privacy | None = knob(None, why="differential privacy of patients or pictures; none promises nothing")
 
     def __post_init__(self) -> None:
+        if self.transport.update == "auto":  # what is asked for is written out, so that a digest says all
+            update = "float32" if self.aggregation.is_exact else "int8"
+            object.__setattr__(self, "transport", replace(self.transport, update=update))
         self._check_model()
         self._check_stages()
         check_stages(self.privacy, self.stages)

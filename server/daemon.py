@@ -21,6 +21,7 @@ from cxrbase_model.files import locked
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.processes import Backoff, Program
 from cxrbase_model.settings import SettingsError
+from cxrbase_model.transport import CHUNK_BYTES
 from server.authority import Authority
 from server.consortium import Consortium, read_consortium
 from server.control import ControlError, control, flower_key
@@ -241,6 +242,7 @@ def environment(home: Home) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "PYTHONUNBUFFERED": "1",
         "MALLOC_ARENA_MAX": "2",  # for many threads together; else what they free stays with the process
     }

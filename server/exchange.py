@@ -131,17 +131,19 @@ class Exchange:
         deadline: float,
         absence: float | None = None,
         enough: Callable[[], bool] = lambda: True,
+        instead: Callable[[int, Message], Task | None] = lambda number, reply: None,
     ) -> Iterator[tuple[int, Message]]:
         """Send each node its task and yield (node number, reply) as they come, until all have or the deadline is over.
 
         Replies are handed out one at a time, and two at most are in memory; one that comes late is thrown away. A node that is
-        gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others suffice.
+        gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others suffice. `instead` may give
+        another task for a reply, which the node is then sent at once; the reply is not handed out.
         """
         self._forget_late()
         end = time.monotonic() + deadline
         open_requests = {number: _Request(task) for number, task in tasks.items()}
         try:
-            yield from self._until(open_requests, deadline, end, absence, enough)
+            yield from self._until(open_requests, deadline, end, absence, enough, instead)
         finally:
             self._late += [request.message for request in open_requests.values() if request.message]
 
@@ -152,6 +154,7 @@ class Exchange:
         end: float,
         absence: float | None,
         enough: Callable[[], bool],
+        instead: Callable[[int, Message], Task | None],
     ) -> Iterator[tuple[int, Message]]:
         looked = float("-inf")
         for _ in self.pauses(deadline):
@@ -164,9 +167,14 @@ class Exchange:
                 if request.pull is None and sum(other.pull is not None for other in requests.values()) >= _MOST_PULLS:
                     continue
                 reply = self._reply(request)
-                if reply is not None:
-                    del requests[number]
-                    yield number, reply
+                if reply is None:
+                    continue
+                if (task := instead(number, reply)) is not None:
+                    requests[number] = _Request(task)
+                    self._send(number, requests[number], request.started, end)
+                    continue
+                del requests[number]
+                yield number, reply
             if not requests or (absence is not None and enough() and _all_gone(requests, absence)):
                 return
 

@@ -15,13 +15,18 @@ from server.rules.gathering import Gathering
 
 
 class Intake:
-    """The replies of one attempt. `state` has the names and shapes of the weights, `usual` the median norm of the stage's last rounds."""
+    """The replies of one attempt. `state` has the names and shapes of the weights, `usual` the median norm of the stage's last rounds.
+
+    bytes_sent: of weights, to each hospital by name.
+    """
 
     def __init__(
-        self, plan: Plan, task: Task, state: Mapping[str, Tensor], gathered: Gathering, usual: float | None
-    ) -> None:
+        self, plan: Plan, task: Task, state: Mapping[str, Tensor], gathered: Gathering, usual: float | None,
+        bytes_sent: Mapping[str, int],
+    ) -> None:  # fmt: skip
         self.entries: dict[str, Record] = {}  # name to the hospital's line in the record
         self._plan, self._task, self._state, self._gathered = plan, task, state, gathered
+        self._bytes_sent = bytes_sent
         self._outlying = None
         if usual is not None and plan.federation.outlier is not None:
             self._outlying = plan.federation.outlier * usual
@@ -48,12 +53,12 @@ class Intake:
         except (WireError, Rejected) as error:
             refused = reply is not None and reply.code is not None
             line = entry(name, "refused" if refused else "rejected", error.code, reply)
-        self.entries[name] = line | {"bytes_sent": len(self._task.state)}
+        self.entries[name] = line | {"bytes_sent": self._bytes_sent.get(name, 0)}
 
     def note_silent(self, cohort: Iterable[str]) -> None:
         """Note those of the cohort that have not answered."""
         for name in cohort:
-            line = entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": len(self._task.state)}
+            line = entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": self._bytes_sent.get(name, 0)}
             self.entries.setdefault(name, line)
 
     def _fold(self, name: str, reply: Reply, joined: Record) -> float | None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from contextlib import closing
 
 from flwr.app import Message
 
-from cxrbase_model.codec import sent
 from cxrbase_model.messages import Code, Task, WireError, reply_from_message
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
 from cxrbase_model.state import State, digest
 from server.admission import Rejected, check_reply
+from server.broadcast import Broadcast, Broadcasts
 from server.cohort import choose
 from server.exchange import Exchange, Node, Stopped
 from server.intake import Intake
@@ -73,14 +73,16 @@ class RoundLoop:
         self._model = GlobalModel(store)
         self._doubt = ""
         self._privacy = RunPrivacy(store, noise_seed)
+        self._broadcasts = Broadcasts(store.folder, store.plan.transport)
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
-        self._gather()
-        for item in timeline(self._plan):
-            if item.number >= self._store.next_round:
-                self._hold()
-                self._run_round(item)
+        with closing(self._broadcasts):
+            self._gather()
+            for item in timeline(self._plan):
+                if item.number >= self._store.next_round:
+                    self._hold()
+                    self._run_round(item)
 
     def _hold(self) -> None:
         """Wait while the operator wants the run to hold; Stopped where it is to end."""
@@ -210,17 +212,18 @@ class RoundLoop:
             cohort = sorted(bound & set(able))
         protection = self._privacy.of(item, attempt, cohort)
         whole = before | self._model.variates(item)
-        packed, state = sent(whole, self._plan.transport.down(item.stage.kind))
         task = Task(
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
-            self._text, self._plan.digest, digest(state), packed, clip=protection.clip if protection else None,
+            self._text, self._plan.digest, clip=protection.clip if protection else None,
         )  # fmt: skip
+        broadcast = self._broadcasts.next(task, whole, cohort)
         if self._plan.aggregation.secure is not None and not isinstance(item.stage, EvaluateStage):
-            return self._secured(item, attempt, started, before, task, cohort, protection)
+            return self._secured(item, attempt, started, before, broadcast, cohort, protection)
         usual = usual_norm(self._store.records(), item.stage.name)
-        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual, protection) as gathered:
-            intake = Intake(self._plan, task, whole, gathered, usual)  # names and shapes are those of `state`
-            self._ask(cohort, task, intake)
+        with gathering(self._plan.aggregation.rule, broadcast.state, self._store.folder, usual, protection) as gathered:
+            # The names and shapes of `whole` are those that hospitals start from.
+            intake = Intake(self._plan, task, whole, gathered, usual, broadcast.bytes_sent)
+            self._ask(cohort, broadcast, intake)
             self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
             if intake.admitted < federation.quorum:
                 return False
@@ -228,12 +231,12 @@ class RoundLoop:
         return True
 
     def _secured(
-        self, item: Round, attempt: int, started: float, before: State, task: Task, cohort: list[str],
+        self, item: Round, attempt: int, started: float, before: State, broadcast: Broadcast, cohort: list[str],
         protection: Protection | None,
     ) -> bool:  # fmt: skip
         """As `_attempt`, of a training round whose updates stay hidden."""
-        secure = SecureRound(self._exchange, self._plan, task, before, self._store.folder, protection)
-        self._ask(cohort, task, secure.intake)
+        secure = SecureRound(self._exchange, self._plan, broadcast, before, self._store.folder, protection)
+        self._ask(cohort, broadcast, secure.intake)
         known = secure.finish(self._roster.sites)
         self._doubt = secure.doubt
         self._last_entries = [secure.intake.entries[name] for name in sorted(secure.intake.entries)]
@@ -241,21 +244,21 @@ class RoundLoop:
             self._finish(item, attempt, started, before, secure, protection, secure.told)
         return known
 
-    def _ask(self, cohort: list[str], task: Task, intake: Intake) -> None:
+    def _ask(self, cohort: list[str], broadcast: Broadcast, intake: Intake) -> None:
         """Send the task to the cohort and take in what comes back."""
         federation = self._plan.federation
         names = {self._roster.sites[name]: name for name in cohort}
-        tasks = dict.fromkeys(names, task)
         if self._plan.aggregation.scaffold:
-            last = taken_in(self._store.records(), task.stage)
-            tasks = {node: replace(task, control_round=last.get(name, 0)) for node, name in names.items()}
+            broadcast.control_rounds = taken_in(self._store.records(), broadcast.asked.stage)
         asked = self._exchange.ask(
-            tasks, federation.deadline, federation.absence,
+            {number: broadcast.task(name) for number, name in names.items()}, federation.deadline, federation.absence,
             enough=lambda: intake.admitted >= federation.quorum,
+            instead=lambda number, message: broadcast.instead(names[number], message),
         )  # fmt: skip
         for node, message in asked:
             intake.take(names[node], message, self._roster.entries[names[node]])
         intake.note_silent(cohort)
+        self._broadcasts.held_by(name for name, line in intake.entries.items() if line["status"] == "admitted")
 
     def _finish(
         self,

@@ -48,6 +48,7 @@ from cxrbase_model.secure.letters import (
 from cxrbase_model.secure.ring import RingError, Vector, rings_of
 from cxrbase_model.state import State, size
 from server.admission import Rejected, check_reply
+from server.broadcast import Broadcast
 from server.exchange import Exchange
 from server.intake import Intake
 from server.protection import Protection
@@ -63,10 +64,10 @@ _DOUBT = "; the sum of the updates cannot be right: one hospital or more did not
 class Adverts(Intake):
     """The replies to the training task of one attempt: of each hospital its keys, in place of an update."""
 
-    def __init__(self, plan: Plan, task: Task) -> None:  # what folds updates is not needed
+    def __init__(self, plan: Plan, broadcast: Broadcast) -> None:  # what folds updates is not needed
         self.entries: dict[str, Record] = {}
         self.roster: Roster = {}
-        self._plan, self._task = plan, task
+        self._plan, self._task, self._bytes_sent = plan, broadcast.asked, broadcast.bytes_sent
 
     def _fold(self, name: str, reply: Reply, joined: Record) -> None:
         try:
@@ -80,25 +81,25 @@ class Adverts(Intake):
 
 
 class SecureRound:
-    """One attempt at the round of a training task. `state` has the names and shapes of the weights; `folder` is the run directory.
+    """One attempt at the round of a broadcast training task. `state` has the names and shapes of the weights; `folder` is the run directory.
 
     `intake` takes the replies to the training; then `finish` does the rest, and `result` has the aggregated update: the mean, or what
     `protection` makes of the sum under aggregation.privacy.
     """
 
     def __init__(
-        self, exchange: Exchange, plan: Plan, task: Task, state: Mapping[str, Tensor], folder: Path,
+        self, exchange: Exchange, plan: Plan, broadcast: Broadcast, state: Mapping[str, Tensor], folder: Path,
         protection: Protection | None = None,
     ) -> None:  # fmt: skip
         if plan.aggregation.secure is None:
             raise ValueError("aggregation.secure: expected it to be set, found none")
-        self.intake = Adverts(plan, task)
+        self.intake = Adverts(plan, broadcast)
         self.told: Record = {}  # for the round's record, after `finish`
         self.doubt = ""  # what an operator is told where there were enough hospitals and still no mean
         self._exchange, self._plan, self._secure, self._task, self._state = (
-            exchange, plan, plan.aggregation.secure, task, state,
+            exchange, plan, plan.aggregation.secure, broadcast.asked, state,
         )  # fmt: skip
-        self._rings, self._folder, self._protection = rings_of(plan, task.clip), folder, protection
+        self._rings, self._folder, self._protection = rings_of(plan, broadcast.asked.clip), folder, protection
         self._sum: State | None = None
         self._short = 0.0
         self._nodes: dict[str, int] = {}

@@ -17,7 +17,7 @@ _PIECE = 1 << 14  # bytes passed on at a time
 class Line:
     """Listens on a free port of 127.0.0.1 and connects to `target` on the same machine.
 
-    sent and received: bytes that the hospital has sent and received. rate: bytes a second of each connection in each direction, None for all that come.
+    sent and received: bytes that the hospital has sent and received. rate: bytes a second in each direction, of all connections together, None for all that come.
     """
 
     def __init__(self, target: int, rate: float | None = None) -> None:
@@ -26,6 +26,7 @@ class Line:
         self.port = 0
         self._target = target
         self._open = self._flowing = True
+        self._free = {True: 0.0, False: 0.0}  # when the line, up or not, has passed what it was given
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -95,9 +96,14 @@ class Line:
                 while not self._flowing:
                     await asyncio.sleep(0.05)
                 if self.rate:
-                    await asyncio.sleep(len(data) / self.rate)
+                    await self._take_turn(len(data) / self.rate, up=up)
                 self.sent, self.received = self.sent + len(data) * up, self.received + len(data) * (not up)
                 writer.write(data)
                 await writer.drain()
         with contextlib.suppress(OSError, RuntimeError):
             writer.write_eof()
+
+    async def _take_turn(self, seconds: float, *, up: bool) -> None:
+        """Wait until the line has passed what came before, and this."""
+        self._free[up] = max(self._free[up], self._loop.time()) + seconds
+        await asyncio.sleep(self._free[up] - self._loop.time())

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-PARAMETERS = 100_000_000
 SHIFT = 1e-3  # the constant that each client adds
 
 

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from bench.wire.notes import PARAMETERS, SHIFT, committed, loaded, note
+from bench.wire.notes import SHIFT, committed, loaded, note
 
 _LAYERS = 25
 _LOADED = loaded()
@@ -24,7 +24,7 @@ def serve(grid: Grid, context: Context) -> None:
     """FedAvg with training alone."""
     folder, rounds = Path(str(context.run_config["folder"])), int(context.run_config["rounds"])
     note(folder, "server", _LOADED)
-    side = PARAMETERS // _LAYERS // 1000
+    side = int(context.run_config["parameters"]) // _LAYERS // 1000
     weights = {f"layer{index:02}": torch.randn(side, 1000) * 0.02 for index in range(_LAYERS)}
     hospitals = int(context.run_config["hospitals"])
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=hospitals, min_available_nodes=hospitals)

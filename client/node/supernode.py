@@ -15,6 +15,7 @@ from pathlib import Path
 
 from client.membership import Membership
 from cxrbase_model.processes import end_with_parent
+from cxrbase_model.transport import CHUNK_BYTES
 
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 
@@ -95,6 +96,7 @@ def environment(private: Path) -> dict[str, str]:
         "FLWR_HOME": str(private / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "MALLOC_ARENA_MAX": "2",  # pieces of updates come and go in many threads; else freed memory stays with the process
     }
     return kept | flower

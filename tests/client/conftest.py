@@ -37,6 +37,7 @@ def plan() -> Plan:
             {"kind": "finetune", "name": "detect", "rounds": 3, "local_epochs": 1, "batch_size": 8, "label_fraction": 0.5},
             {"kind": "evaluate", "name": "test", "split": "test"},
         ],
+        "transport": {"broadcast": "float32", "update": "float32", "compress": "none"},
     }  # fmt: skip
     return read(Plan, mapping)
 

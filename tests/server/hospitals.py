@@ -37,6 +37,7 @@ def plan(**federation: Any) -> Plan:
             {"kind": "finetune", "name": "detect", "rounds": 2},
             {"kind": "evaluate", "name": "test"},
         ],
+        "transport": {"broadcast": "float32", "update": "float32", "compress": "none"},
         "federation": {"quorum": 2, "deadline": 1, "join_deadline": 1, "repeats": 1} | federation,
     }
     return read(Plan, mapping)

@@ -44,7 +44,7 @@ def plan(rule: str | dict[str, Any], precision: str = "float32") -> Plan:
         "stages": [{"kind": "pretrain", "name": "mae", "rounds": 1}],
         "federation": {"quorum": 7, "deadline": 5, "join_deadline": 5},
         "aggregation": {"rule": {"kind": rule} if isinstance(rule, str) else rule},
-        "transport": {"update": precision},
+        "transport": {"broadcast": "float32", "update": precision, "compress": "none"},
     }  # fmt: skip
     return read(Plan, mapping)
 

@@ -29,6 +29,9 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+EXACT = {"broadcast": "float32", "update": "float32", "compress": "none"}
+
+
 def plan(**sections: Any) -> Plan:
     federation = {"quorum": 3, "deadline": 60, "join_deadline": 60, "outlier": 10.0}
     mapping = {
@@ -69,7 +72,7 @@ def held_out(records: list[dict[str, Any]]) -> list[float]:
 
 
 def test_coarse_packing_both_ways_loses_next_to_nothing_of_what_training_gains(tmp_path: Path) -> None:
-    exact = run(tmp_path / "exact", plan())
+    exact = run(tmp_path / "exact", plan(transport=EXACT))
     coarse = run(tmp_path / "coarse", plan(transport=EVERYTHING["transport"]))
     before, after = held_out(exact)[0], held_out(exact)[-1]
     assert after < before
@@ -90,8 +93,10 @@ def test_everything_at_once_is_admitted_and_learns(tmp_path: Path) -> None:
 
 
 def test_the_largest_fifth_of_each_update_learns_nearly_as_much_as_the_whole(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", plan())
-    thin = run(tmp_path / "thin", plan(transport={"update": "topk", "keep": 0.2, "compress": "zstd"}))
+    whole = run(tmp_path / "whole", plan(transport=EXACT))
+    thin = run(
+        tmp_path / "thin", plan(transport={"broadcast": "float32", "update": "topk", "keep": 0.2, "compress": "zstd"})
+    )
     before, after = held_out(whole)[0], held_out(whole)[-1]
     assert [record["rejected"] for record in thin] == [[]] * 6
     assert before - held_out(thin)[-1] > 0.5 * (before - after)

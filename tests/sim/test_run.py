@@ -212,7 +212,8 @@ def _in_process(plan: Plan, sites: list[Site], folder: Path) -> RunStore:
 
 
 def _lasting(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what differs from run to run: times."""
-    kept = {key: value for key, value in record.items() if key not in ("seconds", "finished", "hospitals")}
-    kept["hospitals"] = [{key: value for key, value in e.items() if key != "seconds"} for e in record["hospitals"]]
+    """A record without what differs from run to run: times, and bytes of weights, which are sent whole once after a start."""
+    passing = ("seconds", "finished", "hospitals", "bytes_sent")
+    kept = {key: value for key, value in record.items() if key not in passing}
+    kept["hospitals"] = [{key: value for key, value in e.items() if key not in passing} for e in record["hospitals"]]
     return kept

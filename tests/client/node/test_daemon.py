@@ -206,6 +206,7 @@ def test_children_see_little_of_the_environment(site: Site, monkeypatch: pytest.
     assert set(seen) <= {
         "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
         "FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "MALLOC_ARENA_MAX",
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE",
     }  # fmt: skip
     assert seen["FLWR_HOME"] == str(site.private / "flower")
     assert seen["FLWR_TELEMETRY_ENABLED"] == "0"

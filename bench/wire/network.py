@@ -1,0 +1,212 @@
+"""Flower's own programs on loopback for a bench: a SuperLink, SuperNodes, and an app that is run and watched."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cxrbase_model.transport import CHUNK_BYTES
+
+_ROOT = Path(__file__).parents[2]
+_PYTHON = Path(sys.executable).name
+_LOOK = 0.05  # seconds between looks at the peaks of the apps' processes
+_MOST_SECONDS = 1200.0
+_MOST_SECONDS_TO_START = 120.0
+_SWITCHES = {
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
+}  # as deployments of ours have it
+
+OURS = {"broadcast": "bf16", "update": "int8", "compress": "zstd", "compress_update": "none"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured. kind: ours or stock. rate: bytes a second of each hospital's line in each direction, None for all that come.
+
+    parameters: of the model, about; stock's has exactly so many. light: hospitals share one process that speaks Flower's Fleet API.
+    """
+
+    kind: str
+    hospitals: int
+    model: Mapping[str, Any]
+    parameters: int
+    transport: Mapping[str, Any] = field(default_factory=lambda: OURS)
+    rounds: int = 3
+    rate: float | None = None
+    light: bool = False
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan of ours."""
+        return {
+            "schema": 1, "name": "transport", "data": {"findings": ["Nodule"]}, "model": dict(self.model),
+            "stages": [{"kind": "pretrain", "name": "mae", "rounds": self.rounds}], "transport": dict(self.transport),
+            "federation": {"quorum": self.hospitals},
+        }  # fmt: skip
+
+
+def measure(setting: Setting) -> dict[str, float]:
+    """Seconds from commit to commit (the median after the first), and of the first round from its start by the server's own record;
+
+    bytes of the arrays, for each hospital, in the last round and in the first; peaks of processes above what they held when their app was
+    loaded. Bytes and peaks are in float32 models.
+    """
+    with tempfile.TemporaryDirectory() as folder, _network(Path(folder), setting) as network:
+        return _measure(network, setting)
+
+
+def _measure(network: Path, setting: Setting) -> dict[str, float]:
+    notes, model = network / setting.kind, 4.0 * setting.parameters
+    notes.mkdir()
+    (notes / "plan.yaml").write_text(yaml.safe_dump(setting.plan), encoding="utf-8")
+    done, peaks = threading.Event(), dict[Path, int]()
+    watch = threading.Thread(target=_watch, args=(notes, done, peaks))
+    watch.start()
+    try:
+        _flower("flwr", ["run", str(_app(network, notes, setting)), "bench", "--stream"], network, _MOST_SECONDS)
+    finally:
+        done.set()
+        watch.join()
+    rounds = [json.loads(line) for line in (notes / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    times = [line["time"] for line in rounds if line["round"] > 0]
+    return {
+        "seconds": statistics.median(after - before for before, after in itertools.pairwise(times)),
+        "bytes_down": rounds[-1]["down"] / model,
+        "bytes_down_first": next(line["down"] for line in rounds if line["round"] > 0) / model,
+        "bytes_up": rounds[-1]["up"] / model,
+        "models_server": _most(peaks, "server") / model,
+        "models_client": _most(peaks, "client") / model,
+    }
+
+
+def _app(network: Path, notes: Path, setting: Setting) -> Path:
+    """The folder of an app as `flwr run` takes it."""
+    kind, folder = setting.kind, network / f"app-{setting.kind}"
+    folder.mkdir()
+    shutil.copy(_ROOT / "bench" / "wire" / f"{kind}.py", folder / f"wire_{kind}.py")
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "wire-{kind}"\nversion = "1.0.0"\nlicense = "Apache-2.0"\ndependencies = []\n'
+        '[tool.flwr.app]\npublisher = "bench"\n'
+        f'[tool.flwr.app.components]\nserverapp = "wire_{kind}:server"\nclientapp = "wire_{kind}:client"\n'
+        f'[tool.flwr.app.config]\nfolder = "{notes}"\nrounds = {setting.rounds}\nhospitals = {setting.hospitals}\n'
+        f"parameters = {setting.parameters}\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+@contextlib.contextmanager
+def _network(folder: Path, setting: Setting) -> Iterator[Path]:
+    """A SuperLink and its SuperNodes as processes that end with the block; gives their folder."""
+    from sim.deployment import free_port  # Flower's processes need not load it
+    from sim.proxy import Line
+
+    ours = setting.kind == "ours"
+    port, home, switches = free_port(), folder / "flower", _SWITCHES if ours else {}
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+        encoding="utf-8",
+    )
+    link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
+    link += ["--database", str(folder / "state.db"), "--health-server-address", f"127.0.0.1:{free_port()}"]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_daemon("flower-superlink", link, folder, switches))
+        _await_lines(folder / "flower-superlink.log", "Uvicorn running on", 1)
+        if setting.light:
+            nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals), str(folder / setting.kind)]
+            stack.enter_context(_daemon(_PYTHON, nodes, folder, switches))
+        for index in range(0 if setting.light else setting.hospitals):
+            own = free_port()
+            reached = port if setting.rate is None else stack.enter_context(Line(port, setting.rate)).port
+            node = ["--insecure", "--superlink", f"127.0.0.1:{reached}", "--port", str(own)]
+            node += ["--node-config", f"partition-id={index}"]
+            if ours:
+                secret = folder / "secret"
+                secret.write_bytes(b"0" * 32)
+                node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+                executor = ["-m", "bench.wire.executor", f"127.0.0.1:{own}", str(secret)]
+                stack.enter_context(_daemon(_PYTHON, executor, folder, switches))
+                node = ["-m", "client.node.supernode", str(os.getpid()), "0", *node]
+            stack.enter_context(_daemon(_PYTHON if ours else "flower-supernode", node, folder, switches))
+        _await_lines(folder / "flower-superlink.log", "[Fleet.ActivateNode] Activated", setting.hospitals)
+        time.sleep(2)  # until a SuperNode's first question has been answered
+        yield folder
+
+
+def _await_lines(log: Path, phrase: str, count: int) -> None:
+    """Wait until a program has said something so often."""
+    limit = time.monotonic() + _MOST_SECONDS_TO_START
+    while log.read_text(encoding="utf-8", errors="replace").count(phrase) < count:
+        if time.monotonic() > limit:
+            raise RuntimeError(
+                f"{log.stem} has not said {phrase!r} {count} times within {_MOST_SECONDS_TO_START:.0f} s"
+            )
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _daemon(program: str, arguments: Sequence[str], folder: Path, switches: Mapping[str, str]) -> Iterator[None]:
+    with (folder / f"{program}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / program), *arguments], env=_environment(folder) | dict(switches), cwd=folder,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 15)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.wait()
+
+
+def _flower(program: str, arguments: Sequence[str], folder: Path, timeout: float) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / program), *arguments], env=_environment(folder), cwd=folder,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+    if done.returncode or "rounds.jsonl" not in " ".join(path.name for path in folder.glob("*/*")):
+        told = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
+        raise RuntimeError(
+            f"{program} {arguments[0]} has failed: {done.stdout[-3000:]}{done.stderr[-3000:]}{told[-3000:]}"
+        )
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    programs = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    switches = {"FLWR_HOME": str(folder / "flower"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return dict(os.environ) | programs | switches | {"PYTHONPATH": str(_ROOT), "MALLOC_ARENA_MAX": "2"}
+
+
+def _watch(notes: Path, done: threading.Event, peaks: dict[Path, int]) -> None:
+    """Keep the highest peak of each process that has noted itself."""
+    while not done.wait(_LOOK):
+        for path in [*notes.glob("*.server"), *notes.glob("*.client")]:
+            with contextlib.suppress(OSError, StopIteration):
+                lines = Path(f"/proc/{path.stem}/status").read_text(encoding="utf-8").splitlines()
+                peaks[path] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def _most(peaks: dict[Path, Any], kind: str) -> float:
+    return float(max(peak - int(path.read_text() or 0) for path, peak in peaks.items() if path.suffix == f".{kind}"))

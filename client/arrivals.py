@@ -1,0 +1,102 @@
+"""The weights that arrived last, kept so that the next ones can come as a difference: one file that only the hospital's user may read.
+
+They are the consortium's weights as everybody gets them; nothing of this hospital's pictures is in them that is not in what the
+others hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from cxrbase_model.codec import CodecError, decode, pack, packed, unpack
+from cxrbase_model.difference import Pieces, decode_difference, gathered, scattered, widen
+from cxrbase_model.files import private_folder, write_private
+from cxrbase_model.messages import Task
+from cxrbase_model.state import State, digest
+from cxrbase_model.transport import Transport
+
+FOLDER = "held"
+
+log = logging.getLogger("cxrbase.client")
+
+
+class BaseMissing(Exception):
+    """The weights came as a difference to some that are not here, or not as they were; they have to come whole."""
+
+
+class WrongWeights(Exception):
+    """What arrived is not what was sent."""
+
+
+def arrived(task: Task, transport: Transport, parameters: int, private: Path | None) -> State:
+    """The weights of a task, of at most so many parameters; CodecError, WrongWeights or BaseMissing where they cannot be had.
+
+    private: the hospital's private folder, where they are kept for the next round; None to keep nothing and hold nothing.
+    """
+    packing = transport.down(task.kind)
+    held = None if private is None or not transport.differs else HeldWeights(private)
+    if not task.base_digest and held is None:
+        return _checked(decode(task.state, packing, parameters), task)
+    if task.base_digest:
+        base = None if held is None else held.find(task.base_digest)
+        if base is None:
+            raise BaseMissing
+        try:
+            pieces = decode_difference(task.state, base, packing.precision, parameters)
+        except CodecError:  # the file may be to blame
+            raise BaseMissing from None
+    else:
+        pieces = gathered(packed(task.state, packing, parameters))
+    try:
+        state = _checked({name: widen(each) for name, each in pieces.items()}, task)
+    except WrongWeights:
+        raise (BaseMissing if task.base_digest else WrongWeights) from None
+    if held is not None:
+        held.keep(task.state_digest, pieces, task.round)
+    return state
+
+
+class HeldWeights:
+    """The file, below a hospital's private folder. Its name is the digest of the weights."""
+
+    def __init__(self, private: Path) -> None:
+        self._folder = private / FOLDER
+
+    def find(self, name: str) -> Mapping[str, Pieces] | None:
+        """The packed weights of a digest, None where others are held or none; whether they are whole is for the caller to check."""
+        if not name.isalnum():
+            return None
+        try:
+            return gathered(unpack(self._file(name).read_bytes()))
+        except (OSError, CodecError):
+            return None
+
+    def keep(self, name: str, pieces: Mapping[str, Pieces], number: int) -> None:
+        """Keep packed weights of a round in place of those before; a full disk costs a longer broadcast and not the round."""
+        try:
+            if self._file(name).exists():
+                return
+            private_folder(self._folder)
+            for path in self._folder.iterdir():
+                path.unlink()  # first, for there may be room for one alone
+            write_private(self._file(name), pack(scattered(pieces)), durable=False)
+        except OSError:
+            log.exception("round %d: the weights could not be kept; the next ones will come whole", number)
+
+    def drop(self) -> None:
+        """Remove what is held."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._folder)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
+
+
+def _checked(state: State, task: Task) -> State:
+    if digest(state) != task.state_digest:
+        raise WrongWeights
+    return state

@@ -1,0 +1,201 @@
+"""A broadcast as what has changed since one that the hospital holds, without any loss.
+
+Not the weights are subtracted but the bits of the packed numbers, as whole numbers: base and difference give exactly the packed weights,
+whoever adds them up. What arrives is thus the same, to the bit, by a difference and whole, however many rounds a hospital has
+missed, and errors cannot add up from round to round. Small changes become small numbers, which zstd shortens.
+
+A tensor travels as its pieces: float32 and bf16 as one, int8 as its steps and the scales of its rows. Of a float the magnitude's bits are
+subtracted and the signs compared, so that a weight which crosses zero has not changed by much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxrbase_model.codec import SCALE, CodecError, pack, quantized, restored, unpack
+from cxrbase_model.state import State
+
+Pieces = tuple[Tensor, ...]  # of one tensor as it is packed
+Bits = NDArray[Any]  # unsigned, as wide as the number
+
+_FORM = "form:"  # before the name of a tensor: 1 if it is a difference, and the tensor's shape
+_SAMPLE = 1 << 15  # numbers that tell whether a difference is shorter than the tensor itself
+_LEVEL = 1
+_MOST_DIMENSIONS = 8
+_DTYPES = {"float32": (torch.float32,), "bf16": (torch.bfloat16,), "int8": (torch.int8, torch.float32)}
+_SIGNED = {4: torch.int32, 2: torch.int16, 1: torch.int8}
+_UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {4: np.uint32, 2: np.uint16, 1: np.uint8}
+
+
+def narrow(tensor: Tensor, precision: str) -> Pieces:
+    """The pieces of a float32 tensor in a precision of `transport.PRECISIONS`."""
+    if precision == "int8":
+        return quantized(tensor)
+    return (tensor.bfloat16() if precision == "bf16" else tensor,)
+
+
+def widen(pieces: Pieces) -> Tensor:
+    """The float32 tensor of pieces."""
+    return restored(*pieces) if len(pieces) == 2 else pieces[0].float()
+
+
+def gathered(packed: State) -> dict[str, Pieces]:
+    """The pieces of each tensor of a packed state, as `codec.packed` gives it."""
+    names = [name for name in packed if not name.startswith(SCALE)]
+    return {name: (packed[name], packed[SCALE + name]) if SCALE + name in packed else (packed[name],) for name in names}
+
+
+def scattered(pieces: Mapping[str, Pieces]) -> State:
+    """The inverse of `gathered`."""
+    return {SCALE * index + name: piece for name, each in pieces.items() for index, piece in enumerate(each)}
+
+
+def encode_difference(new: Iterable[tuple[str, Pieces]], base: Mapping[str, Pieces], precision: str) -> bytes:
+    """The bytes of tensors of a precision as a difference to others, which may be of another one.
+
+    A tensor that the base lacks, or has in another shape, or that has changed beyond recognition, travels whole.
+    """
+    sent: State = {}
+    for name, pieces in new:
+        before = _of_precision(base.get(name), precision)
+        if before is not None and not (_alike(pieces, before) and _is_shorter(pieces[0], before[0])):
+            before = None
+        sent[_FORM + name] = torch.tensor([int(before is not None), *pieces[0].shape], dtype=torch.int64)
+        for index, piece in enumerate(pieces):
+            sent[SCALE * index + name] = _squeezed(_coded(piece, None if before is None else before[index]))
+    return pack(sent)
+
+
+def decode_difference(data: bytes, base: Mapping[str, Pieces], precision: str, parameters: int) -> dict[str, Pieces]:
+    """The tensors whose difference to `base` was encoded, of at most so many parameters; CodecError where the bytes are of none."""
+    sent = unpack(data)
+    names = [name.removeprefix(_FORM) for name in sent if name.startswith(_FORM)]
+    found, left = {}, parameters
+    for name in names:
+        is_difference, shape = _form(sent[_FORM + name], left)
+        left -= math.prod(shape)
+        before = _of_precision(base.get(name), precision) if is_difference else None
+        if is_difference and (before is None or before[0].shape != shape):
+            raise CodecError("expected a difference to tensors that are there, of the same shape")
+        found[name] = tuple(_decoded(sent, name, shape, precision, before))
+    if len(sent) != len(names) * (1 + len(_DTYPES[precision])):
+        raise CodecError("expected a form and the pieces of each tensor, and nothing else")
+    return found
+
+
+def _decoded(
+    sent: State, name: str, shape: torch.Size, precision: str, before: Pieces | None
+) -> Iterator[Tensor]:  # fmt: skip
+    for index, dtype in enumerate(_DTYPES[precision]):
+        blob = sent.get(SCALE * index + name)
+        if blob is None or blob.dtype != torch.uint8:
+            raise CodecError("expected compressed pieces of each tensor")
+        size = shape if index == 0 else torch.Size([shape[0] if len(shape) > 1 else 1])
+        code = _expanded(blob, _UNSIGNED[dtype.itemsize], size.numel())
+        yield _uncoded(code, None if before is None else before[index], dtype).reshape(size)
+
+
+def _form(form: Tensor, left: int) -> tuple[bool, torch.Size]:
+    """Whether a tensor is a difference, and its shape; CodecError where that is none, or of more numbers than are left."""
+    if form.dtype != torch.int64 or form.dim() != 1 or not 0 < len(form) <= 1 + _MOST_DIMENSIONS:
+        raise CodecError("expected the form of a tensor")
+    kind, *shape = form.tolist()
+    if kind not in (0, 1) or any(not 0 <= each <= left for each in shape) or math.prod(shape) > left:
+        raise CodecError("expected the form of a tensor within the largest model")
+    return bool(kind), torch.Size(shape)
+
+
+def _of_precision(pieces: Pieces | None, precision: str) -> Pieces | None:
+    """Pieces as others of a precision would be; both sides do this, and to the same bits."""
+    if pieces is None or tuple(piece.dtype for piece in pieces) == _DTYPES[precision]:
+        return pieces
+    return narrow(widen(pieces), precision)
+
+
+def _alike(pieces: Pieces, before: Pieces) -> bool:
+    return [piece.shape for piece in pieces] == [piece.shape for piece in before]
+
+
+def _is_shorter(piece: Tensor, before: Tensor) -> bool:
+    """Whether a sample of a tensor's rows is shorter as a difference."""
+    flat, old = piece.reshape(-1), before.reshape(-1)
+    apart = max(1, len(flat) // _SAMPLE)
+    flat, old = flat[::apart], old[::apart]
+    return len(_squeezed(_coded(flat, old))) <= len(_squeezed(_coded(flat, None)))
+
+
+def bits(piece: Tensor) -> Bits:
+    """The numbers of a piece, row by row, as whole numbers of the same bits."""
+    width = piece.element_size()
+    flat: Bits = piece.contiguous().view(_SIGNED[width]).numpy().reshape(-1)
+    return flat.view(_UNSIGNED[width])
+
+
+def _coded(piece: Tensor, before: Tensor | None) -> Bits:
+    """Whole numbers that are small where little has changed."""
+    new = bits(piece)
+    old = np.zeros_like(new) if before is None else bits(before)
+    if piece.dtype == torch.int8:
+        return _zigzag(new - old, 8)
+    width = 8 * new.itemsize
+    one = new.dtype.type(1)
+    change = _zigzag((new << one) - (old << one) >> one, width - 1)  # of magnitudes, whose bits wrap around
+    change <<= one
+    change |= (new ^ old) >> new.dtype.type(width - 1)  # whether the sign has changed
+    return change
+
+
+def _uncoded(code: Bits, before: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The inverse of `_coded`."""
+    old = np.zeros_like(code) if before is None else bits(before)
+    if dtype == torch.int8:
+        new = _unzigzag(code) + old
+    else:
+        one, top = code.dtype.type(1), code.dtype.type(8 * code.itemsize - 1)
+        magnitude = _unzigzag(code >> one) + old
+        new = (magnitude << one >> one) | ((code ^ (old >> top)) << top)
+    return torch.from_numpy(new.view(f"i{new.itemsize}")).view(dtype)
+
+
+def _zigzag(number: Bits, width: int) -> Bits:
+    """0, -1, 1, -2, ... of so many bits in two's complement as 0, 1, 2, 3, ..."""
+    kind = number.dtype.type
+    negative = (number >> kind(width - 1)) & kind(1)
+    folded: Bits = ((number << kind(1)) ^ (kind(0) - negative)) & kind((1 << width) - 1)
+    return folded
+
+
+def _unzigzag(number: Bits) -> Bits:
+    """The inverse of `_zigzag`, with the sign in all bits beyond the width."""
+    kind = number.dtype.type
+    unfolded: Bits = (number >> kind(1)) ^ (kind(0) - (number & kind(1)))
+    return unfolded
+
+
+def _squeezed(code: Bits) -> Tensor:
+    """Compressed bytes [B] uint8: all high bytes, which are mostly zero, and then the lower ones."""
+    from imagecodecs import zstd_encode  # imported here, as in `codec`
+
+    planes = code.view(np.uint8).reshape(-1, code.itemsize).T
+    return torch.frombuffer(bytearray(zstd_encode(planes.tobytes(), level=_LEVEL)), dtype=torch.uint8)
+
+
+def _expanded(blob: Tensor, kind: type[np.unsignedinteger[Any]], count: int) -> Bits:
+    """The inverse of `_squeezed`; CodecError where the bytes do not become so many numbers."""
+    from imagecodecs import ZstdError, zstd_decode
+
+    width = np.dtype(kind).itemsize
+    try:
+        plain = bytes(zstd_decode(memoryview(blob.numpy()), out=count * width))  # type: ignore[arg-type]  # numpy arrays are buffers
+    except (ZstdError, ValueError):
+        raise CodecError("expected zstd, found something else") from None
+    if len(plain) != count * width:
+        raise CodecError(f"expected {count} numbers of {width} bytes, found {len(plain)} bytes")
+    return np.ascontiguousarray(np.frombuffer(plain, np.uint8).reshape(width, -1).T).reshape(-1).view(kind)

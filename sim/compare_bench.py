@@ -42,7 +42,7 @@ class Result:
     """What came of a federation.
 
     scores: probabilities of the held-out pictures, float32 [N]; all 0.5 where no usable model came of it. curve: AUROC of the watched
-    ones after each round of fine-tuning, [R]. sent, received: bytes from and to the server by then, [R]. stopped: why it ended early, ""
+    ones after each round of fine-tuning, [R], or after the last alone. sent, received: bytes from and to the server by then, [R]. stopped: why it ended early, ""
     where it did not. rejected: replies left out, by code.
     """
 

@@ -30,7 +30,7 @@ def cut(partition: Partition, seed: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("partition", CUTS, ids=lambda each: each.name)
 def test_every_patient_is_whole_in_one_hospital_and_every_hospital_has_some(partition: Partition) -> None:
     sites = cut(partition)
-    assert all(len(np.unique(sites[PATIENTS == patient])) == 1 for patient in range(400))
+    assert all(len(np.unique(sites[patient == PATIENTS])) == 1 for patient in range(400))
     assert set(sites) == set(range(8))
 
 

@@ -19,8 +19,9 @@ from cxrbase_model.plan import Plan
 from cxrbase_model.settings import SettingsError
 from sim.compare import CompareConfig, Job, jobs, read_compare
 from sim.compare_bench import Bench
+from sim.compare_findings import Findings
 from sim.compare_plot import write_plots
-from sim.compare_table import Findings, tables
+from sim.compare_table import tables
 from sim.config import FolderHospitals, SimConfig
 from sim.prepare import prepare
 from sim.progress import StepProgress

@@ -11,7 +11,8 @@ from markupsafe import escape
 
 from server.charts import colour_class, line_chart
 from sim.compare import Part
-from sim.compare_table import Findings, Value, cell, losses
+from sim.compare_findings import Findings, Value, cell
+from sim.compare_table import Losses
 
 _STYLE = """
 svg { font: 11.5px system-ui, sans-serif; } rect.page { fill: #fff; } text { fill: #1c2329; } text.title { font-weight: 600; }
@@ -42,8 +43,9 @@ def attack_plot(findings: Findings, part: Part) -> str:
     sites, parts, top = part.partitions[0].sites, [], 0.0
     width = _NAMES + len(part.attacks) * _CELL[0] + _GAP
     for attackers in part.attackers:
-        found = losses(findings, part, attackers)
-        if found:
+        losses = Losses(findings, part, attackers)
+        found = {(rule.name, attack.name): losses.of(rule, attack) for rule in part.rules for attack in part.attacks}
+        if any(found.values()):
             title = f"AUROC points lost, {attackers} of {sites} hospitals attack"
             rules, attacks = [rule.name for rule in part.rules], [attack.name for attack in part.attacks]
             parts.append(f"<g transform='translate(0 {top:.0f})'>{loss_table(found, rules, attacks, title)}</g>")
@@ -51,8 +53,10 @@ def attack_plot(findings: Findings, part: Part) -> str:
     return _page(width, top, parts) if parts else ""
 
 
-def loss_table(found: Mapping[tuple[str, str], Value], rules: Sequence[str], attacks: Sequence[str], title: str) -> str:
-    """One table of colours: light where nothing is lost, dark where much is; `title` stands over it."""
+def loss_table(
+    found: Mapping[tuple[str, str], Value | None], rules: Sequence[str], attacks: Sequence[str], title: str
+) -> str:
+    """One table of colours: light where nothing is lost, dark where much is, empty where nothing is known; `title` stands over it."""
     wide, tall = _CELL
     parts = [f"<text class='title' x='{_NAMES}' y='16'>{escape(title)}</text>"]
     for column, attack in enumerate(attacks):
@@ -65,6 +69,8 @@ def loss_table(found: Mapping[tuple[str, str], Value], rules: Sequence[str], att
         parts.append(f"<text x='{_NAMES - 8}' y='{y + 17}' text-anchor='end'>{escape(rule)}</text>")
         for column, attack in enumerate(attacks):
             value, x = found[rule, attack], _NAMES + column * wide
+            if value is None:
+                continue
             share = min(math.sqrt(max(value.value, 0.0) / _FADED), 1.0)
             told = f"{rule}, {attack}: {value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
             kind = " class='light'" if share > 0.6 else ""

@@ -1,121 +1,19 @@
-"""The tables of a comparison of rules: losses under attack, and rounds and bytes to the level of pooled training, with intervals.
-
-Differences are paired: the same held-out patients and the same seeds on both sides, both drawn with repeats in each resample.
-Shapes: K seeds, N held-out pictures, R resamples.
-"""
+"""The tables of a comparison of rules: points lost under attack, and rounds and bytes to the level of pooled training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cxrbase_model.metrics import auroc, patient_weights, resampled_auroc
-from sim.compare import Attack, CompareConfig, Job, Part, Rule, jobs
-from sim.compare_bench import Bench, Result
+from sim.compare import Attack, Job, Part, Rule
+from sim.compare_findings import Findings, Floats, Value, cell
 from sim.partition import Partition
 
-Floats = NDArray[np.float64]
-
-RESAMPLES = 1000
 REACHED = 0.98  # of pooled training's AUROC: that is what rounds and bytes are counted to
 TOLERATED = 0.5  # AUROC points that an attack may cost
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Curves:
-    """The AUROC of scores and its bootstrap over patients: the mean over groups (real hospitals) that have both classes.
-
-    targets: 0 or 1, [N]. groups, patients: int64 [N].
-    """
-
-    def __init__(self, targets_N: Floats, groups_N: NDArray[np.int64], patients_N: NDArray[np.int64]) -> None:
-        weights_RN = patient_weights(patients_N, RESAMPLES, 0)
-        self._parts = []
-        for group in np.unique(groups_N):
-            own = groups_N == group
-            if 0 < targets_N[own].sum() < own.sum():
-                self._parts.append((own, targets_N[own], weights_RN[:, own]))
-        if not self._parts:
-            raise ValueError("expected held-out pictures of both classes in at least one hospital, found none")
-
-    def value(self, scores_N: Floats) -> float:
-        """The AUROC itself."""
-        return float(np.mean([auroc(scores_N[own], targets) for own, targets, _ in self._parts]))
-
-    def resampled(self, scores_N: Floats) -> Floats:
-        """The AUROC of each resample of the patients, [R]."""
-        found = [resampled_auroc(scores_N[own], targets, weights) for own, targets, weights in self._parts]
-        return np.asarray(np.mean(found, axis=0), float)
-
-
-def paired(values_K: Sequence[float], curves_KR: Floats) -> Value:
-    """The mean over seeds with its interval: patients are drawn in `curves`, seeds here, with repeats."""
-    count = len(curves_KR)
-    seeds_RK = np.random.default_rng(0).integers(count, size=(curves_KR.shape[1], count))
-    means_R = np.take_along_axis(curves_KR.T, seeds_RK, axis=1).mean(axis=1)
-    low, high = np.nanquantile(means_R, [0.025, 0.975])
-    return Value(float(np.mean(values_K)), float(low), float(high))
-
-
-class Findings:
-    """The results that are there, looked up by part, cut, rule, attack and number of attackers; a seed counts where all have it."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.config = bench, bench.config
-        self._jobs: dict[str, dict[int, Job]] = {}
-        for job in jobs(bench.config):
-            if (bench.out / "jobs" / f"{job.name}.npz").exists():
-                self._jobs.setdefault(_key(job), {})[job.seed] = job
-        self._known: dict[str, tuple[Result, float, Floats]] = {}
-        self._curves: dict[str, Curves] = {}
-
-    def seeds(self, *cells: Job) -> list[int]:
-        """The seeds that all these have."""
-        found = [set(self._jobs.get(_key(job), {})) for job in cells]
-        return sorted(set.intersection(*found)) if found else []
-
-    def results(self, job: Job, seeds: Iterable[int]) -> list[Result]:
-        """The results of a job in some seeds."""
-        return [self._of(job, seed)[0] for seed in seeds]
-
-    def auroc(self, job: Job, seeds: Sequence[int]) -> Value:
-        """The AUROC of the final model on the held-out pictures."""
-        found = [self._of(job, seed) for seed in seeds]
-        return paired([each[1] for each in found], np.array([each[2] for each in found]))
-
-    def loss(self, job: Job, reference: Job, seeds: Sequence[int]) -> Value:
-        """By how many AUROC points a job ends below another, 100 for the whole range."""
-        found, best = [self._of(job, seed) for seed in seeds], [self._of(reference, seed) for seed in seeds]
-        values = [100 * (other[1] - each[1]) for each, other in zip(found, best, strict=True)]
-        curves = np.array([100 * (other[2] - each[2]) for each, other in zip(found, best, strict=True)])
-        return paired(values, curves)
-
-    def _of(self, job: Job, seed: int) -> tuple[Result, float, Floats]:
-        job = self._jobs[_key(job)][seed]
-        if job.name not in self._known:
-            result, curves = self.bench.do(job), self._curves_of(job)
-            scores = result.scores.astype(float)
-            self._known[job.name] = (result, curves.value(scores), curves.resampled(scores))
-        return self._known[job.name]
-
-    def _curves_of(self, job: Job) -> Curves:
-        key = ",".join(job.partition.of)
-        if key not in self._curves:
-            pool, rows = self.bench.pool, self.bench.tested(job)
-            targets = (pool.labels[rows, 0] >= 0.5).astype(float)
-            self._curves[key] = Curves(targets, pool.hospitals[rows], pool.patients[rows])
-        return self._curves[key]
+_NOT_YET = "not done"
 
 
 def tables(findings: Findings) -> str:
@@ -123,57 +21,79 @@ def tables(findings: Findings) -> str:
     lines = []
     for part in findings.config.parts:
         lines += [f"## {part.title or part.name}", ""]
-        lines += attack_tables(findings, part) if part.attacks else convergence_tables(findings, part)
+        if part.attacks:
+            for attackers in part.attackers:
+                lines += Losses(findings, part, attackers).table()
+        else:
+            lines += convergence_tables(findings, part)
     return "\n".join(lines) + "\n"
 
 
-def attack_tables(findings: Findings, part: Part) -> Iterator[str]:
-    """A table for each number of attackers, and which rules hold under one."""
-    cut = part.partitions[0]
-    reference = cell(part, cut, part.rules[0])
-    for attackers in part.attackers:
-        cells = [cell(part, cut, rule, attack, attackers) for rule in part.rules for attack in part.attacks]
-        seeds = findings.seeds(reference, *cells, *(cell(part, cut, rule) for rule in part.rules))
-        if not seeds:
-            yield f"{attackers} of {cut.sites} attack: not all federations of any seed are done yet.\n"
-            continue
+class Losses:
+    """What each attack by so many hospitals costs under each rule: AUROC points below the part's first rule without an attack."""
+
+    def __init__(self, findings: Findings, part: Part, attackers: int) -> None:
+        self._findings, self.part, self.attackers = findings, part, attackers
+        self.cut: Partition = part.partitions[0]
+        self._reference = cell(part, self.cut, part.rules[0])
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds of which everything that was begun is there."""
+        cells = [cell(self.part, self.cut, rule) for rule in self.part.rules]
+        cells += [self._cell(rule, attack) for rule in self.part.rules for attack in self.part.attacks]
+        begun = [each for each in cells if self._findings.seeds(each)]
+        return self._findings.seeds(self._reference, *begun)
+
+    def of(self, rule: Rule, attack: Attack) -> Value | None:
+        """The points lost; None where that was not run yet."""
+        job = self._cell(rule, attack)
+        there = self.seeds and self._findings.seeds(job)
+        return self._findings.loss(job, self._reference, self.seeds) if there else None
+
+    def table(self) -> Iterator[str]:
+        """Markdown: a row for each rule, and the worst attack on each."""
+        if not any(self.of(rule, attack) for rule in self.part.rules for attack in self.part.attacks):
+            yield f"{self.attackers} of {self.cut.sites} hospitals attack: not done yet.\n"
+            return
         yield (
-            f"{attackers} of {cut.sites} hospitals attack; {_seeds(seeds)}. AUROC without an attack, and by how many AUROC points each ends "
-            f"below `{part.rules[0].name}` without one:\n"
+            f"{self.attackers} of {self.cut.sites} hospitals attack; {_seeds(self.seeds)}. AUROC without an attack, and by how many AUROC "
+            f"points each ends below `{self.part.rules[0].name}` without one:\n"
         )
-        yield f"| rule | no attack | {' | '.join(attack.name for attack in part.attacks)} |"
-        yield "|---" * (2 + len(part.attacks)) + "|"
-        for rule in part.rules:
-            yield f"| {' | '.join(_attack_row(findings, part, cut, rule, attackers, reference, seeds))} |"
+        yield f"| rule | no attack | {' | '.join(attack.name for attack in self.part.attacks)} |"
+        yield "|---" * (2 + len(self.part.attacks)) + "|"
+        for rule in self.part.rules:
+            yield f"| {' | '.join(self._row(rule))} |"
+        yield f"\nThe worst attack on each rule, and whether it costs less than {TOLERATED} points:\n"
+        yield "| rule | worst attack | points lost | less? |"
+        yield "|---|---|---|---|"
+        for rule in self.part.rules:
+            yield f"| {' | '.join(self._worst(rule))} |"
         yield ""
-        yield from _verdict(findings, part, cut, attackers, reference, seeds)
-        yield ""
 
+    def _cell(self, rule: Rule, attack: Attack) -> Job:
+        return cell(self.part, self.cut, rule, attack, self.attackers)
 
-def _attack_row(
-    findings: Findings, part: Part, cut: Partition, rule: Rule, attackers: int, reference: Job, seeds: Sequence[int]
-) -> Iterator[str]:
-    yield f"`{rule.name}`"
-    yield _interval(findings.auroc(cell(part, cut, rule), seeds), 3)
-    for attack in part.attacks:
-        job = cell(part, cut, rule, attack, attackers)
-        loss = _interval(findings.loss(job, reference, seeds), 1)
-        yield f"{loss}, stopped" if any(each.stopped for each in findings.results(job, seeds)) else loss
+    def _row(self, rule: Rule) -> Iterator[str]:
+        yield f"`{rule.name}`"
+        honest = cell(self.part, self.cut, rule)
+        yield _interval(self._findings.auroc(honest, self.seeds), 3) if self._findings.seeds(honest) else _NOT_YET
+        for attack in self.part.attacks:
+            loss = self.of(rule, attack)
+            if loss is None:
+                yield _NOT_YET
+                continue
+            results = self._findings.results(self._cell(rule, attack), self.seeds)
+            yield _interval(loss, 1) + (", stopped" if any(each.stopped for each in results) else "")
 
-
-def _verdict(
-    findings: Findings, part: Part, cut: Partition, attackers: int, reference: Job, seeds: Sequence[int]
-) -> Iterator[str]:
-    yield f"The worst attack on each rule, and whether it costs less than {TOLERATED} points:\n"
-    yield "| rule | worst attack | points lost | less? |"
-    yield "|---|---|---|---|"
-    for rule in part.rules:
-        losses = {
-            attack.name: findings.loss(cell(part, cut, rule, attack, attackers), reference, seeds)
-            for attack in part.attacks
-        }
-        worst = max(losses, key=lambda name: losses[name].value)
-        yield f"| `{rule.name}` | {worst} | {_interval(losses[worst], 2)} | {judged(losses[worst])} |"
+    def _worst(self, rule: Rule) -> Iterator[str]:
+        yield f"`{rule.name}`"
+        known = {attack.name: loss for attack in self.part.attacks if (loss := self.of(rule, attack)) is not None}
+        if len(known) < len(self.part.attacks):
+            yield from (_NOT_YET, "", "")
+            return
+        worst = max(known, key=lambda name: known[name].value)
+        yield from (worst, _interval(known[worst], 2), judged(known[worst]))
 
 
 def judged(loss: Value) -> str:
@@ -186,12 +106,14 @@ def judged(loss: Value) -> str:
 
 
 def convergence_tables(findings: Findings, part: Part) -> Iterator[str]:
-    """A table for each cut."""
+    """A table for each cut, of what is there."""
     for cut in part.partitions:
         pooled = next((cell(part, cut, rule) for rule in part.rules if rule.pooled), None)
         there = [rule for rule in part.rules if findings.seeds(cell(part, cut, rule))]
+        reference = cell(part, cut, part.rules[0])
         seeds = findings.seeds(*(cell(part, cut, rule) for rule in there)) if there else []
-        if not seeds:
+        if not seeds or not findings.seeds(reference) or (pooled and not findings.seeds(pooled)):
+            yield f"**{cut.name}**: not done yet.\n"
             continue
         yield f"**{cut.name}**, {cut.sites} hospitals, {_seeds(seeds)}:\n"
         yield f"| rule | AUROC at the end | points below `{part.rules[0].name}` | rounds to {REACHED:.0%} of pooled | MB until then |"
@@ -199,7 +121,7 @@ def convergence_tables(findings: Findings, part: Part) -> Iterator[str]:
         for rule in there:
             job = cell(part, cut, rule)
             rounds, megabytes = _reached(findings, job, pooled, seeds)
-            loss = _interval(findings.loss(job, cell(part, cut, part.rules[0]), seeds), 1)
+            loss = _interval(findings.loss(job, reference, seeds), 1)
             final = _interval(findings.auroc(job, seeds), 3)
             yield f"| `{rule.name}` | {final} | {loss} | {rounds} | {'' if rule.pooled else megabytes} |"
         yield ""
@@ -233,15 +155,6 @@ def _each(values: Sequence[float | None], text: str) -> str:
     return mean if len(known) == len(values) else f"{mean} ({len(known)} of {len(values)} seeds)"
 
 
-def cell(part: Part, cut: Partition, rule: Rule, attack: Attack | None = None, attackers: int = 0) -> Job:
-    """A cell of a table: a job whatever its seed."""
-    return Job(part, cut, rule, attack, attackers, 0)
-
-
-def _key(job: Job) -> str:
-    return job.name.rsplit("-", 1)[0]
-
-
 def _seeds(seeds: Sequence[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(map(str, seeds))}"
 
@@ -250,19 +163,3 @@ def _interval(value: Value, digits: int) -> str:
     """A value with its interval, such as 0.812 (0.740 to 0.870); no minus before zero."""
     numbers = [round(each, digits) + 0.0 for each in (value.value, value.low, value.high)]
     return f"{numbers[0]:.{digits}f} ({numbers[1]:.{digits}f} to {numbers[2]:.{digits}f})"
-
-
-def losses(findings: Findings, part: Part, attackers: int) -> Mapping[tuple[str, str], Value]:
-    """Points lost by (rule, attack), for a picture of them; empty where no seed is complete."""
-    cut = part.partitions[0]
-    reference = cell(part, cut, part.rules[0])
-    cells = {
-        (rule.name, attack.name): cell(part, cut, rule, attack, attackers)
-        for rule in part.rules
-        for attack in part.attacks
-    }
-    seeds = findings.seeds(reference, *cells.values())
-    return {key: findings.loss(job, reference, seeds) for key, job in cells.items()} if seeds else {}
-
-
-__all__ = ["CompareConfig", "Curves", "Findings", "Value", "judged", "losses", "paired", "rounds_to", "tables"]

@@ -23,8 +23,9 @@ from cxrbase_model.state import norm
 from sim.cli import main
 from sim.compare import Attack, CompareConfig, Job, jobs, mark, plan_of, read_compare
 from sim.compare_bench import Bench, Result, update_attack
+from sim.compare_findings import Curves, Findings, Value, cell, paired
 from sim.compare_plot import loss_table
-from sim.compare_table import Curves, Findings, Value, cell, judged, paired, rounds_to, tables
+from sim.compare_table import judged, rounds_to, tables
 
 PLAN = {
     "schema": 1, "name": "tiny", "data": {"findings": ["Pneumonia"], "image_size": 32},
@@ -271,6 +272,10 @@ def test_the_tables_are_right_on_made_up_results(done: Path, tmp_path: Path) -> 
     assert "| `mean` | 1.000 (1.000 to 1.000) | 0.0 (0.0 to 0.0) | 2 | 22 |" in text
     part = bench.config.parts[0]
     assert findings.seeds(cell(part, part.partitions[0], part.rules[0])) == [1]
+    (tmp_path / "jobs" / "attacked" / "even-median-nan-by-1-1.npz").unlink()
+    text = tables(Findings(bench))
+    assert "| `median` | 0.500 (0.500 to 0.500) | not done | 50.0 (50.0 to 50.0) |" in text
+    assert "| `median` | not done |  |  |" in text, "no verdict before all attacks were tried"
 
 
 def test_rounds_are_counted_to_the_first_that_reaches_the_goal() -> None:

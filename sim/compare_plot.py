@@ -84,7 +84,7 @@ def loss_table(
 
 def _shade(share: float) -> str:
     """From a pale to a dark colour."""
-    ends = np.array([(234, 241, 246), (160, 40, 20)])
+    ends = np.array([(240, 243, 245), (160, 40, 20)])
     red, green, blue = (ends[0] + share * (ends[1] - ends[0])).round().astype(int)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
@@ -103,7 +103,7 @@ def convergence_plot(findings: Findings, part: Part, columns: int = 2) -> str:
                 series[rule.name] = [(float(number), float(value)) for number, value in enumerate(mean, start=1)]
         if series:
             ordered = {name: series.get(name, []) for name in names}
-            panels.append((cut.name, line_chart(ordered, title=cut.name, across="round", bold=pooled)))
+            panels.append((cut.title, line_chart(ordered, title=cut.title, across="round", bold=pooled)))
     if not panels:
         return ""
     wide, tall = _PANEL[0] + _GAP, _PANEL[1] + _TALL + _GAP

@@ -113,9 +113,9 @@ def convergence_tables(findings: Findings, part: Part) -> Iterator[str]:
         reference = cell(part, cut, part.rules[0])
         seeds = findings.seeds(*(cell(part, cut, rule) for rule in there)) if there else []
         if not seeds or not findings.seeds(reference) or (pooled and not findings.seeds(pooled)):
-            yield f"**{cut.name}**: not done yet.\n"
+            yield f"**{cut.title}**: not done yet.\n"
             continue
-        yield f"**{cut.name}**, {cut.sites} hospitals, {_seeds(seeds)}:\n"
+        yield f"**{cut.title}**, {cut.sites} hospitals, {_seeds(seeds)}:\n"
         yield f"| rule | AUROC at the end | points below `{part.rules[0].name}` | rounds to {REACHED:.0%} of pooled | MB until then |"
         yield "|---|---|---|---|---|"
         for rule in there:

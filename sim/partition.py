@@ -28,8 +28,13 @@ class Even:
 
     @property
     def name(self) -> str:
-        """Short, for tables and files."""
+        """Short, for files."""
         return "even"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "patients dealt out evenly"
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,13 @@ class Dirichlet:
 
     @property
     def name(self) -> str:
-        """Short, for tables and files."""
+        """Short, for files."""
         return f"labels-{self.alpha:g}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"label skew, Dirichlet {self.alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,13 @@ class Quantity:
 
     @property
     def name(self) -> str:
-        """Short, for tables and files."""
+        """Short, for files."""
         return f"sizes-{self.alpha:g}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"size skew, Dirichlet {self.alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,13 @@ class Scanners:
 
     @property
     def name(self) -> str:
-        """Short, for tables and files."""
+        """Short, for files."""
         return "scanners"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "scanners differ"
 
 
 @dataclass(frozen=True)
@@ -113,8 +133,13 @@ class Natural:
 
     @property
     def name(self) -> str:
-        """Short, for tables and files."""
+        """Short, for files."""
         return "natural"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "as they came"
 
 
 Partition = Even | Dirichlet | Quantity | Scanners | Natural

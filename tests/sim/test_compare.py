@@ -96,7 +96,7 @@ def test_a_comparison_writes_its_tables_and_goes_on_where_it_stopped(done: Path,
     text = (study / "out" / "compare.md").read_text()
     assert "| `median` | " in text
     assert "1 of 4 hospitals attack; seed 1." in text
-    assert "**natural**, 4 hospitals, seed 1:" in text
+    assert "**as they came**, 4 hospitals, seed 1:" in text
     files = sorted((study / "out" / "jobs").glob("*/*.npz"))
     assert len(files) == 2 + 4 + 4
     with np.load(files[0]) as found:

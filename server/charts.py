@@ -23,7 +23,7 @@ def line_chart(series: Mapping[str, Points], *, title: str, across: str, bold: s
     lines = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     values = [y for points in lines.values() for _, y in points]
     if not values:
-        return Markup("<p class=quiet>Nothing to draw.</p>")
+        return Markup("<p class='quiet'>Nothing to draw.</p>")
     across_values = [x for points in lines.values() for x, _ in points]
     ticks = _ticks(min(values), max(values))
     x_of = Scale(min(across_values), max(across_values), _LEFT, _WIDTH - _RIGHT)
@@ -31,21 +31,26 @@ def line_chart(series: Mapping[str, Points], *, title: str, across: str, bold: s
     parts = [_svg_open(_WIDTH, _HEIGHT, title)]
     for tick in ticks:
         y = y_of(tick)
-        parts.append(f"<line class=grid x1={_LEFT} x2={_WIDTH - _RIGHT} y1={y:.1f} y2={y:.1f} />")
-        parts.append(f"<text x={_LEFT - 6} y={y + 4:.1f} text-anchor=end>{tick:.3g}</text>")
+        parts.append(f"<line class='grid' x1='{_LEFT}' x2='{_WIDTH - _RIGHT}' y1='{y:.1f}' y2='{y:.1f}' />")
+        parts.append(f"<text x='{_LEFT - 6}' y='{y + 4:.1f}' text-anchor='end'>{tick:.3g}</text>")
     for x in _whole(min(across_values), max(across_values)):
-        parts.append(f"<text x={x_of(x):.1f} y={_HEIGHT - _BOTTOM + 16} text-anchor=middle>{x}</text>")
+        parts.append(f"<text x='{x_of(x):.1f}' y='{_HEIGHT - _BOTTOM + 16}' text-anchor='middle'>{x}</text>")
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f"<text x={middle} y={_HEIGHT - 2} text-anchor=middle>{escape(across)}</text>")
+    parts.append(f"<text x='{middle}' y='{_HEIGHT - 2}' text-anchor='middle'>{escape(across)}</text>")
     colour = 0
     for name, points in lines.items():
-        kind = "bold" if name == bold else f"c{colour % 6}"
+        kind = "bold" if name == bold else colour_class(colour)
         colour += name != bold
         place = [(x_of(x), y_of(y)) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in place)
-        dots = "".join(f"<circle class=dot cx={x:.1f} cy={y:.1f} r=2.5 />" for x, y in place)
-        parts.append(f"<g class={kind}><title>{escape(name)}</title><polyline points='{path}' />{dots}</g>")
+        dots = "".join(f"<circle class='dot' cx='{x:.1f}' cy='{y:.1f}' r='2.5' />" for x, y in place)
+        parts.append(f"<g class='{kind}'><title>{escape(name)}</title><polyline points='{path}' />{dots}</g>")
     return Markup("".join(parts) + "</svg>")
+
+
+def colour_class(number: int) -> str:
+    """The classes of a series by its place; after six colours they come again, dashed where the page's style says so."""
+    return f"c{number % 6}" if number < 6 else f"c{number % 6} again"
 
 
 def forest(groups: Mapping[str, Mapping[str, Interval | None]], names: Sequence[str], *, title: str) -> Markup:
@@ -59,17 +64,17 @@ def forest(groups: Mapping[str, Mapping[str, Interval | None]], names: Sequence[
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         kind = "chance" if tick == 0.5 else "grid"
         x = x_of(tick)
-        parts.append(f"<line class={kind} x1={x:.1f} x2={x:.1f} y1={_TOP - 6} y2={height - _BOTTOM} />")
-        parts.append(f"<text x={x:.1f} y={height - _BOTTOM + 16} text-anchor=middle>{tick:g}</text>")
+        parts.append(f"<line class='{kind}' x1='{x:.1f}' x2='{x:.1f}' y1='{_TOP - 6}' y2='{height - _BOTTOM}' />")
+        parts.append(f"<text x='{x:.1f}' y='{height - _BOTTOM + 16}' text-anchor='middle'>{tick:g}</text>")
     top = float(_TOP)
     for group, values in groups.items():
         middle = top + len(names) * _ROW / 2
-        parts.append(f"<text x={_NAMES - 8} y={middle + 4:.1f} text-anchor=end>{escape(group)}</text>")
+        parts.append(f"<text x='{_NAMES - 8}' y='{middle + 4:.1f}' text-anchor='end'>{escape(group)}</text>")
         for index, name in enumerate(names):
             parts.append(_whisker(values.get(name), name, f"c{index % 6}", x_of, top + (index + 0.5) * _ROW))
         top += len(names) * _ROW + _GAP
     middle = (_NAMES + _WIDTH - _RIGHT) / 2
-    parts.append(f"<text x={middle} y={height - 2} text-anchor=middle>AUROC</text>")
+    parts.append(f"<text x='{middle}' y='{height - 2}' text-anchor='middle'>AUROC</text>")
     return Markup("".join(parts) + "</svg>")
 
 
@@ -78,17 +83,17 @@ def legend(names: Sequence[str], bold: str | None = None) -> Markup:
     entries = [f"<span class='key c{index % 6}'>{escape(name)}</span>" for index, name in enumerate(names)]
     if bold:
         entries.append(f"<span class='key bold'>{escape(bold)}</span>")
-    return Markup(f"<p class=legend>{''.join(entries)}</p>")
+    return Markup(f"<p class='legend'>{''.join(entries)}</p>")
 
 
 def _whisker(value: Interval | None, name: str, kind: str, x_of: Scale, y: float) -> str:
     if value is None:
-        return f"<text class=none x={x_of(0.5):.1f} y={y + 4:.1f}>too few patients</text>"
+        return f"<text class='none' x='{x_of(0.5):.1f}' y='{y + 4:.1f}'>too few patients</text>"
     low, high, middle = x_of(value["low"]), x_of(value["high"]), x_of(value["value"])
     told = f"{name} {interval_text(value)}"
     return (
-        f"<g class={kind}><title>{escape(told)}</title><line x1={low:.1f} x2={high:.1f} y1={y:.1f} y2={y:.1f} />"
-        f"<circle class=dot cx={middle:.1f} cy={y:.1f} r=4 /></g>"
+        f"<g class='{kind}'><title>{escape(told)}</title><line x1='{low:.1f}' x2='{high:.1f}' y1='{y:.1f}' y2='{y:.1f}' />"
+        f"<circle class='dot' cx='{middle:.1f}' cy='{y:.1f}' r='4' /></g>"
     )
 
 
@@ -98,7 +103,7 @@ def interval_text(value: Interval | None) -> str:
 
 
 def _svg_open(width: int, height: float, title: str) -> str:
-    return f"<svg role=img viewBox='0 0 {width} {height:.0f}'><title>{escape(title)}</title>"
+    return f"<svg role='img' viewBox='0 0 {width} {height:.0f}'><title>{escape(title)}</title>"
 
 
 class Scale:

@@ -20,7 +20,7 @@ from server.finish import finish
 from server.report import summary_text
 from server.rounds import RunFailed
 from server.store import StoreError
-from sim import network_commands, packing, study_commands
+from sim import compare_commands, network_commands, packing, study_commands
 from sim.config import SimConfig, read_config
 from sim.hospitals import write_hospitals
 from sim.phantom_sheet import contact_sheet, example_pictures
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     network_commands.add(commands)
     study_commands.add(commands)
     packing.add(commands)
+    compare_commands.add(commands)
     return parser
 
 

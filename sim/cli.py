@@ -20,7 +20,7 @@ from server.finish import finish
 from server.report import summary_text
 from server.rounds import RunFailed
 from server.store import StoreError
-from sim import network_commands, study_commands
+from sim import audit_commands, network_commands, study_commands
 from sim.config import SimConfig, read_config
 from sim.hospitals import write_hospitals
 from sim.phantom_sheet import contact_sheet, example_pictures
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
     network_commands.add(commands)
     study_commands.add(commands)
+    audit_commands.add(commands)
     return parser
 
 
@@ -148,3 +149,7 @@ def _next_steps(out: Path, site: Path, seconds: float) -> None:
     )
     console.print(f"  hospital:   cxrbase-client audit {site}")
     console.print("  operator:   cxrbase-server plan configs/plans/demo.yaml")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

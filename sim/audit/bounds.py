@@ -30,7 +30,9 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
     Guesses that were withheld are not among `guesses`. ValueError unless 0 <= correct <= guesses <= canaries.
     """
     if not 0 <= correct <= guesses <= canaries:
-        raise ValueError(f"guesses: expected 0 <= correct <= guesses <= canaries, found {correct}, {guesses}, {canaries}")
+        raise ValueError(
+            f"guesses: expected 0 <= correct <= guesses <= canaries, found {correct}, {guesses}, {canaries}"
+        )
     rate = 1 / (1 + math.exp(-epsilon))
     chance = float(binom.sf(correct - 1, guesses, rate))
     if delta == 0 or correct == 0:
@@ -64,7 +66,11 @@ class Bound:
 
 
 def best_bound(
-    scores_M: Floats, inside_M: Bools, delta: float, confidence: float, shares: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 1.0)
+    scores_M: Floats,
+    inside_M: Bools,
+    delta: float,
+    confidence: float,
+    shares: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 1.0),
 ) -> Bound:
     """The best bound of several numbers of guesses that were fixed in advance, which the confidence is corrected for.
 

@@ -27,7 +27,9 @@ class PhantomPictures:
 class Canaries:
     """The one-run test: canaries are in a training by the toss of a coin, and an attacker says which were."""
 
-    count: int = knob(256, unit="canaries", low=8, high=1_000_000, why="pictures with wrong labels, half of them trained on")
+    count: int = knob(
+        256, unit="canaries", low=8, high=1_000_000, why="pictures with wrong labels, half of them trained on"
+    )
     others: int = knob(128, unit="pictures", low=0, high=1_000_000, why="pictures that are trained on in any case")
     rounds: int = knob(8, low=1, high=10_000, why="rounds of the stage whose updates the server sees")
     gradients: int = knob(
@@ -39,7 +41,9 @@ class Canaries:
 class Shadows:
     """The shadow-model test: is this picture's loss one of a model that knows it, or of one that does not?"""
 
-    models: int = knob(16, low=0, high=10_000, why="models, each trained on half the pictures; 0 leaves the test out, else at least 4")
+    models: int = knob(
+        16, low=0, high=10_000, why="models, each trained on half the pictures; 0 leaves the test out, else at least 4"
+    )
     pictures: int = knob(200, low=8, high=1_000_000, why="pictures, each in half of the models")
 
     def __post_init__(self) -> None:
@@ -53,7 +57,9 @@ class View:
 
     name: str = knob(why="names the view in tables")
     pictures: int = knob(1, unit="pictures", low=1, high=1024, why="pictures in each step of each hospital")
-    hospitals: int = knob(1, low=1, high=1000, why="hospitals; of more than one the server sees the mean alone (secure aggregation)")
+    hospitals: int = knob(
+        1, low=1, high=1000, why="hospitals; of more than one the server sees the mean alone (secure aggregation)"
+    )
     steps: int = knob(1, low=1, high=1000, why="local steps in the update, of other pictures each")
     sees: str = knob(
         "gradient", choices=("gradient", "update"),
@@ -98,7 +104,9 @@ class AuditConfig:
     plan: Path = knob(why="the plan whose fine-tuning is audited")
     stage: str = knob("", why="its fine-tuning stage; empty means the first")
     hospitals: PhantomPictures | FolderHospitals = knob(factory=PhantomPictures, why="whose pictures")
-    noise: tuple[float, ...] = knob((1.0,), low=0.1, high=1000.0, why="noise multipliers of DP-SGD that are audited, beside none")
+    noise: tuple[float, ...] = knob(
+        (1.0,), low=0.1, high=1000.0, why="noise multipliers of DP-SGD that are audited, beside none"
+    )
     delta: float = knob(1e-5, low=1e-12, high=0.1, why="delta at which both bounds on epsilon are given")
     confidence: float = knob(0.95, low=0.5, high=0.9999, why="confidence of the lower bounds")
     canaries: Canaries = knob(factory=Canaries, why="the one-run test")
@@ -125,11 +133,15 @@ def read_audit(path: Path) -> tuple[AuditConfig, Plan, FinetuneStage]:
     stages = {stage.name: stage for stage in plan.stages if isinstance(stage, FinetuneStage)}
     name = config.stage or next(iter(stages), "")
     if name not in stages:
-        raise SettingsError(f"{path}: stage: expected a fine-tuning stage of {plan.name} ({', '.join(stages) or 'it has none'}), found {name!r}")
+        raise SettingsError(
+            f"{path}: stage: expected a fine-tuning stage of {plan.name} ({', '.join(stages) or 'it has none'}), found {name!r}"
+        )
     names = [view.name for view in config.inversion.views]
     if len(set(names)) != len(names):
         raise SettingsError(f"{path}: inversion.views: expected each name once, found {names}")
-    stage = dataclasses.replace(stages[name], augmentation=PLAIN, drop_path=0.0, positive_weight=1.0, label_fraction=1.0)
+    stage = dataclasses.replace(
+        stages[name], augmentation=PLAIN, drop_path=0.0, positive_weight=1.0, label_fraction=1.0
+    )
     return config, dataclasses.replace(plan, stages=(dataclasses.replace(stage, init="random"),)), stage
 
 

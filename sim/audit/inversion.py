@@ -35,7 +35,6 @@ BLACK, WHITE = (0 - MEAN) / DEVIATION, (1 - MEAN) / DEVIATION  # of a normalised
 EMBED, POSITIONS = "encoder.embed", "encoder.positions.learned"
 
 _PHASES = 5  # of a search, each with less smoothing than the one before
-_SMOOTH = (1e-3, 3e-2)  # weights of the total variation: for exact gradients, and for noisy ones
 
 Gradient = Mapping[str, Tensor]
 Distance = Callable[[Gradient], Tensor]
@@ -48,7 +47,9 @@ class Effort:
     restarts: int = knob(3, low=1, high=1000, why="searches by spans that begin elsewhere; the best goes on")
     steps: int = knob(130, low=5, high=100_000, why="quasi-Newton steps of a search by spans")
     hops: int = knob(25, low=0, high=10_000, why="times that the worst patches are drawn anew and searched again")
-    matching: int = knob(200, low=5, high=100_000, why="quasi-Newton steps of a search by matching, from each of two smoothings")
+    matching: int = knob(
+        200, low=5, high=100_000, why="quasi-Newton steps of a search by matching, from each of two smoothings"
+    )
 
 
 class Attacker:
@@ -128,7 +129,7 @@ def minimised(
             result.backward(inputs=[x])  # type: ignore[no-untyped-call]  # torch has no types for it
             return result.detach()
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch has no types for it
     return x.detach()
 
 

@@ -79,7 +79,9 @@ def _along(plan: Plan, stage: FinetuneStage, run: Trained, wrong: Pictures) -> F
         moving = {name: each for name, each in model.named_parameters() if each.requires_grad}
         update = torch.cat([(after[name] - before[name]).flatten() for name in moving])
         for number in range(len(wrong)):
-            found = torch.autograd.grad(losses(model, wrong.part(number, number + 1), stage).sum(), list(moving.values()))
+            found = torch.autograd.grad(
+                losses(model, wrong.part(number, number + 1), stage).sum(), list(moving.values())
+            )
             slope = torch.cat([each.flatten() for each in found])
             scores[number] -= float(slope @ update) / max(float(slope.norm()), 1e-12)
     return scores
@@ -159,4 +161,5 @@ def _ratio(logits_KN: Floats, inside_KN: Bools, target: int) -> Floats:
         spread = np.where(chosen, (logits_KN[others] - mean) ** 2, 0).sum() / max(1, int((count - 1).sum()))
         deviation = math.sqrt(max(spread, 1e-12))
         found.append(-0.5 * ((logits_KN[target] - mean) / deviation) ** 2 - math.log(deviation))
-    return found[0] - found[1]
+    result: Floats = found[0] - found[1]
+    return result

@@ -42,10 +42,16 @@ class Pictures:
 def pictures(config: AuditConfig, plan: Plan, data: Path | None, out: Path, progress: Progress) -> Pictures:
     """As many pictures as the audit needs; SettingsError where `data` has fewer patients with a known label."""
     if isinstance(config.hospitals, PhantomPictures):
-        return phantoms(plan.data, config.pictures, config.hospitals.seed, lambda done, total: progress("phantoms", done, total))
+        return phantoms(
+            plan.data, config.pictures, config.hospitals.seed, lambda done, total: progress("phantoms", done, total)
+        )
     if data is None:
-        raise SettingsError("--data: is required where hospitals.kind is folders (folder with a sub-folder for each hospital)")
-    pool = Pool(prepare(SimConfig(plan=config.plan, hospitals=config.hospitals), plan, data, out / "pictures", progress))
+        raise SettingsError(
+            "--data: is required where hospitals.kind is folders (folder with a sub-folder for each hospital)"
+        )
+    pool = Pool(
+        prepare(SimConfig(plan=config.plan, hospitals=config.hospitals), plan, data, out / "pictures", progress)
+    )
     known = np.flatnonzero(np.isfinite(pool.labels).any(axis=1))
     _, first = np.unique(pool.patients[known], return_index=True)
     rows = np.random.default_rng(derive_seed(plan.seed, "audit", "pictures")).permutation(known[first])
@@ -65,7 +71,7 @@ def phantoms(spec: DataSpec, count: int, seed: int, progress: Callable[[int, int
         sick = () if rng.random() < 1 / 3 else (str(rng.choice([each for each in FINDINGS if each != NO_FINDING])),)
         lesions = draw_lesions(rng, sick)
         side = max(_DETECTOR, spec.image_size)
-        picture = radiograph(patient, lesions, draw_pose(rng), Scanner(side, side, 39.0), rng)
+        picture = radiograph(patient, lesions, draw_pose(rng, supine=False), Scanner(side, side, 39.0), rng)
         small = Image.fromarray(picture).resize((spec.image_size, spec.image_size), Image.Resampling.BOX)
         images[number] = (np.asarray(small, np.float32).clip(0, 1) * 255).round()
         shown = findings_of(lesions)

@@ -34,14 +34,17 @@ _QKV = "encoder.blocks.0.attn.qkv"
 
 @dataclass(frozen=True)
 class Chart:
-    """Where patches may lie: the one at place n is origin_NP[n] + z_n @ basis_KP, for K numbers z_n."""
+    """Where patches may lie: the one at place n is origin[n] + z_n @ basis, for K numbers z_n.
 
-    origin_NP: Tensor
-    basis_KP: Tensor
+    origin: [N, P*P]. basis: [K, P*P].
+    """
+
+    origin: Tensor
+    basis: Tensor
 
     def pictures(self, z_BNK: Tensor, patch: int) -> Tensor:
         """[B, N, K] to normalised pictures [B, H, W]."""
-        return unpatchify(self.origin_NP + z_BNK @ self.basis_KP, patch)
+        return unpatchify(self.origin + z_BNK @ self.basis, patch)
 
 
 def by_spans(attacker: Attacker, seen: Gradient, effort: Effort) -> Tensor | None:
@@ -52,7 +55,7 @@ def by_spans(attacker: Attacker, seen: Gradient, effort: Effort) -> Tensor | Non
         return None
     found = {name: each for name, each in spans.items() if each is not None}
     search = _Search(attacker, found)
-    if search.chart.basis_KP.shape[0] == 0:  # every place has one solution
+    if search.chart.basis.shape[0] == 0:  # every place has one solution
         return search.pictures(search.start())
     return search.pictures(search.run(effort))
 
@@ -84,7 +87,9 @@ def chart(model: Any, patches_KI: Tensor, inputs_KI: Tensor) -> Chart:
         centred = away[:, :width] @ torch.diag(norm.weight) @ (torch.eye(width, dtype=torch.float64) - 1 / width)
         places_ND = encoder.embed.bias + encoder.positions(None, 1).reshape(-1, width)
         pixels_KP, ones_K = patches_KI[:, :-1], patches_KI[:, -1]
-        equations = torch.cat([centred @ encoder.embed.weight @ pixels_KP.T, away @ _bias_and_one(norm)[:, None]], dim=1)
+        equations = torch.cat(
+            [centred @ encoder.embed.weight @ pixels_KP.T, away @ _bias_and_one(norm)[:, None]], dim=1
+        )
         right = -(centred @ places_ND.T)
         weight = equations.norm() / 5  # of the equation that the last number of (p, 1) is one
         equations = torch.cat([equations, weight * torch.cat([ones_K, torch.zeros(1)])[None] / ones_K.norm()])
@@ -92,8 +97,8 @@ def chart(model: Any, patches_KI: Tensor, inputs_KI: Tensor) -> Chart:
         _, sizes, directions = torch.linalg.svd(equations)
         known = int((sizes > _SOLVABLE * sizes[0]).sum())
         solved = torch.linalg.lstsq(equations, right, rcond=_SOLVABLE, driver="gelsd").solution
-        _, sizes, basis_KP = torch.linalg.svd(directions[known:, :-1] @ pixels_KP, full_matrices=False)
-    return Chart(solved[:-1].T @ pixels_KP, basis_KP[sizes > 1e-6])
+        _, sizes, basis = torch.linalg.svd(directions[known:, :-1] @ pixels_KP, full_matrices=False)
+    return Chart(solved[:-1].T @ pixels_KP, basis[sizes > 1e-6])
 
 
 def _bias_and_one(norm: Any) -> Tensor:
@@ -120,7 +125,7 @@ class _Search:
 
     def start(self) -> Tensor:
         """Random numbers."""
-        shape = (self.attacker.count, self.attacker.places, len(self.chart.basis_KP))
+        shape = (self.attacker.count, self.attacker.places, len(self.chart.basis))
         return torch.randn(shape, generator=self.attacker.draw, dtype=torch.float64)
 
     def pictures(self, z_BNK: Tensor) -> Tensor:
@@ -150,7 +155,9 @@ class _Search:
         count, places, size = z_BNK.shape
         with torch.no_grad():
             misfit = self.misfits(z_BNK).flatten()
-            chosen = torch.multinomial(misfit, int(torch.randint(1, _MOST_ANEW + 1, (1,), generator=draw)), generator=draw)
+            chosen = torch.multinomial(
+                misfit, int(torch.randint(1, _MOST_ANEW + 1, (1,), generator=draw)), generator=draw
+            )
             many = z_BNK.reshape(1, count * places, size).repeat(_CANDIDATES, 1, 1)
             many[:, chosen] = z_BNK.std() * torch.randn(
                 (_CANDIDATES, len(chosen), size), generator=draw, dtype=torch.float64

@@ -72,7 +72,9 @@ def warmed(plan: Plan, stage: FinetuneStage, data: Pictures, settings: Inversion
     return plan, train(plan, stage, data, settings.warmup, derive_seed(plan.seed, "audit", "warm-up")).states[-1]
 
 
-def recovery(plan: Plan, stage: FinetuneStage, state: State, view: View, data: Pictures, known: Pictures, effort: Effort) -> Recovery:
+def recovery(
+    plan: Plan, stage: FinetuneStage, state: State, view: View, data: Pictures, known: Pictures, effort: Effort
+) -> Recovery:
     """Attack a view of the first pictures of `data`; `known` are others, among which the recovered one might be looked for."""
     model = build_classifier(plan, stage)
     load_state(model, state)
@@ -148,26 +150,26 @@ def _see_update(
     model: Classifier, stage: FinetuneStage, view: View, data: Pictures, privacy: Privacy | None, seed: int
 ) -> Seen:
     """What the engine's update says of the gradient: the update over minus the rates it was made with, weight decay taken out."""
-    count = view.pictures * view.steps
-    images, targets = torch.from_numpy(data.images[:count]), torch.from_numpy(data.labels[:count])
-    before, total = state_of(model), None
-    draws = generator(seed, "augmentation")
-    truth = torch.cat(
-        [augment(part, draw_augmentation(part.shape, stage.augmentation, draws)) for part in images.split(view.pictures)]
-    )
+    each = view.pictures * view.steps
+    images, targets = (torch.from_numpy(part[: each * view.hospitals]) for part in (data.images, data.labels))
+    before, truth = state_of(model), []
+    total = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
     for hospital in range(view.hospitals):
         load_state(model, before)
+        rows = slice(hospital * each, (hospital + 1) * each)
+        parts = [slice(start, start + view.pictures) for start in range(rows.start, rows.stop, view.pictures)]
+        steps = [(images[part], targets[part]) for part in parts]
         source = NoiseSource(derive_seed(seed, "audit", "view", view.name, hospital))
-        steps = zip(images.split(view.pictures), targets.split(view.pictures), strict=True)
         finetune(
             model, steps, stage, torch.ones(targets.shape[1]), Progress(_TOTAL // 2, _TOTAL), seed, RUNTIME,
             protection=None if privacy is None else Protection(privacy, source),
         )  # fmt: skip
+        draws = generator(seed, "augmentation")  # as the engine has drawn
+        truth += [augment(part, draw_augmentation(part.shape, stage.augmentation, draws)) for part, _ in steps]
         update = subtract(state_of(model), before)
-        total = update if total is None else {name: total[name] + update[name] for name in total}
-    assert total is not None  # there is at least one hospital
+        total = {name: total[name] + update[name] for name in total}
     load_state(model, before)
-    return Seen(_undone(model, stage, view, total), grey(truth), targets)
+    return Seen(_undone(model, stage, view, total), grey(torch.cat(truth)), targets)
 
 
 def _undone(model: Classifier, stage: FinetuneStage, view: View, total: State) -> dict[str, Tensor]:
@@ -180,7 +182,7 @@ def _undone(model: Classifier, stage: FinetuneStage, view: View, total: State) -
         for parameter in group["params"]:
             name = names[id(parameter)]
             size = rate * group["scale"] * view.hospitals
-            found[name] = -total[name] / size - group["weight_decay"] * parameter.detach() / view.steps * view.steps
+            found[name] = -total[name] / size - group["weight_decay"] * parameter.detach()
     return found
 
 

@@ -114,10 +114,16 @@ class AuditConfig:
     inversion: Inversion = knob(factory=Inversion, why="the reconstruction test")
 
     @property
+    def members(self) -> int:
+        """How many pictures membership inference needs; no view is of one of them."""
+        shadows = self.shadows.pictures if self.shadows.models else 0
+        return max(self.canaries.count + self.canaries.others, shadows)
+
+    @property
     def pictures(self) -> int:
         """How many pictures the audit needs."""
         views = [view.pictures * view.hospitals * view.steps for view in self.inversion.views]
-        return max(self.canaries.count + self.canaries.others, self.shadows.pictures) + max(views, default=0)
+        return self.members + max(views, default=0)
 
 
 def read_audit(path: Path) -> tuple[AuditConfig, Plan, FinetuneStage]:

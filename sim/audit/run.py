@@ -52,8 +52,7 @@ class Audit:
     def run(self, told: Callable[[str], None], progress: Progress) -> Content:
         """Do what is missing and write the report; returns the content of audit.json."""
         pool = self._pictures(progress)
-        canaries, others = self.config.canaries.count, self.config.canaries.others
-        used = max(canaries + others, self.config.shadows.pictures)
+        used = self.config.members
         content: Content = {
             "schema": SCHEMA,
             "plan": to_mapping(self.plan),

@@ -47,7 +47,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     )
     _table(
         "membership",
-        ["training", "attack", "candidates", "area", "at 0.1 % false", "at 1 % false"],
+        ["training", "stated", "attack", "candidates", "area", "at 0.1 % false", "at 1 % false"],
         list(member_rows(content)),
     )
     _table(

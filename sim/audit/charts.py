@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from server.charts import Scale
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 420, 330, 52, 36, 12, 12
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 420, 330, 52, 36, 24, 12
 _NAMES, _ROW = 190, 26
 
 

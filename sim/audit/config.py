@@ -28,9 +28,9 @@ class Canaries:
     """The one-run test: canaries are in a training by the toss of a coin, and an attacker says which were."""
 
     count: int = knob(
-        256, unit="canaries", low=8, high=1_000_000, why="pictures with wrong labels, half of them trained on"
+        128, unit="canaries", low=8, high=1_000_000, why="pictures with wrong labels, half of them trained on"
     )
-    others: int = knob(128, unit="pictures", low=0, high=1_000_000, why="pictures that are trained on in any case")
+    others: int = knob(32, unit="pictures", low=0, high=1_000_000, why="pictures that are trained on in any case")
     rounds: int = knob(8, low=1, high=10_000, why="rounds of the stage whose updates the server sees")
     gradients: int = knob(
         2000, unit="canaries", low=8, high=1_000_000, why="made-up gradients put through DP-SGD itself, the worst case"
@@ -44,7 +44,8 @@ class Shadows:
     models: int = knob(
         16, low=0, high=10_000, why="models, each trained on half the pictures; 0 leaves the test out, else at least 4"
     )
-    pictures: int = knob(200, low=8, high=1_000_000, why="pictures, each in half of the models")
+    pictures: int = knob(64, unit="pictures", low=8, high=1_000_000, why="pictures, each in half of the models")
+    rounds: int = knob(20, low=1, high=100_000, why="rounds of the stage that each model is trained for")
 
     def __post_init__(self) -> None:
         if 0 < self.models < 4 or self.models % 2:

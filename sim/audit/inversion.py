@@ -46,7 +46,7 @@ class Effort:
 
     restarts: int = knob(3, low=1, high=1000, why="searches by spans that begin elsewhere; the best goes on")
     steps: int = knob(130, low=5, high=100_000, why="quasi-Newton steps of a search by spans")
-    hops: int = knob(25, low=0, high=10_000, why="times that the worst patches are drawn anew and searched again")
+    hops: int = knob(12, low=0, high=10_000, why="times that the worst patches are drawn anew and searched again")
     matching: int = knob(
         200, low=5, high=100_000, why="quasi-Newton steps of a search by matching, from each of two smoothings"
     )

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cxrbase_model.classifier import Classifier
 from cxrbase_model.dpsgd import PrivateBatches, Protection
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.parallel import Rows
@@ -22,6 +23,7 @@ from sim.audit.bounds import Bools, Floats
 from sim.audit.pictures import Pictures
 from sim.audit.training import RUNTIME, Trained, loaded, losses, train
 
+_FLOOR, _RIDGE = 1e-3, 1e-2  # of the regression: of a weight's usual gradient, and of the shares
 _LOUD = 8.0  # times the clip: the length of a made-up gradient, which is cut to the clip
 
 
@@ -50,8 +52,8 @@ def canary_run(
     """Train with about half of the canaries, each in by the toss of a coin, and score all (arXiv 2305.08846).
 
     Canaries are pictures with labels drawn at random: nothing but the picture itself tells them. The model's score is how much a
-    canary's loss fell; the server's is how far each round's update goes down the slope of the canary's loss, added up over rounds
-    (white-box, as in Nasr et al. 2023, arXiv 2302.07956).
+    canary's loss fell; the server's is how much of the canary's gradient is in each round's update, added up over rounds (white-box: Nasr et al. 2023,
+    arXiv 2302.07956, take the product of both; see `_along`).
     """
     rng = np.random.default_rng(derive_seed(plan.seed, "audit", "coins"))
     inside = rng.random(len(canaries)) < 0.5
@@ -72,19 +74,35 @@ def canary_run(
 
 
 def _along(plan: Plan, stage: FinetuneStage, run: Trained, wrong: Pictures) -> Floats:
-    """How far the updates go down the slope of each picture's loss, [N], in units of the slope's length."""
+    """How much of each canary's gradient is in the updates, [N], added up over rounds: a regression of each update on all gradients.
+
+    Canaries look alike, so that a plain product finds in one what is the others' too; in a regression each answers for itself alone.
+    AdamW divides each weight's gradient by its usual size, which is not sent but is about that of the canaries' own gradients.
+    """
     scores = np.zeros(len(wrong))
     for before, after in zip(run.states[:-1], run.states[1:], strict=True):
         model = loaded(plan, stage, before)
-        moving = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        update = torch.cat([(after[name] - before[name]).flatten() for name in moving])
-        for number in range(len(wrong)):
-            found = torch.autograd.grad(
-                losses(model, wrong.part(number, number + 1), stage).sum(), list(moving.values())
-            )
-            slope = torch.cat([each.flatten() for each in found])
-            scores[number] -= float(slope @ update) / max(float(slope.norm()), 1e-12)
+        slopes_NW = _slopes(model, stage, wrong)
+        names = [name for name, each in model.named_parameters() if each.requires_grad]
+        update_W = torch.cat([(after[name] - before[name]).flatten() for name in names])
+        usual_W = slopes_NW.square().mean(dim=0).sqrt()
+        usual_W = (usual_W + _FLOOR * usual_W.mean()).sqrt()
+        slopes_NW /= usual_W
+        products = (slopes_NW @ slopes_NW.T).double()
+        ridge = _RIDGE * products.diagonal().mean().clamp(min=1e-30) * torch.eye(len(wrong), dtype=torch.float64)
+        shares = -torch.linalg.solve(products + ridge, (slopes_NW @ (update_W * usual_W)).double())
+        scores += (shares / shares.std().clamp(min=1e-30)).numpy()
     return scores
+
+
+def _slopes(model: Classifier, stage: FinetuneStage, data: Pictures) -> Tensor:
+    """The gradient of each picture's loss by all trained weights, float32 [N, W]."""
+    moving = [each for each in model.parameters() if each.requires_grad]
+    found = torch.empty(len(data), sum(each.numel() for each in moving))
+    for number in range(len(data)):
+        slopes = torch.autograd.grad(losses(model, data.part(number, number + 1), stage).sum(), moving)
+        torch.cat([each.flatten() for each in slopes], out=found[number])
+    return found
 
 
 class _OneHot(nn.Module):
@@ -128,9 +146,18 @@ def gradient_canaries(privacy: Privacy, mechanisms: Sequence[Mechanism], count: 
     return Guesses(scores, inside, np.arange(count))
 
 
+@dataclass(frozen=True)
+class ShadowRun:
+    """Guesses about the members of all models, by the likelihood ratio and by the loss alone, and what one training cost."""
+
+    ratio: Guesses
+    loss: Guesses
+    mechanisms: list[Mechanism]
+
+
 def shadow_run(
     plan: Plan, stage: FinetuneStage, data: Pictures, models: int, rounds: int, privacy: Privacy | None
-) -> tuple[Guesses, Guesses]:
+) -> ShadowRun:
     """Every model in turn is the target, the others are its shadows: guesses by the likelihood ratio, and by the loss alone.
 
     The ratio is that of LiRA (Carlini et al. 2022, arXiv 2112.03570), online, with one deviation for all pictures, which is what few
@@ -148,7 +175,8 @@ def shadow_run(
         logits[number] = -loss - np.log(-np.expm1(-loss))  # log of p / (1 - p) for p = exp(-loss)
     index = np.tile(np.arange(len(data)), models)
     ratios = np.concatenate([_ratio(logits, inside_KN, target) for target in range(models)])
-    return Guesses(ratios, inside_KN.reshape(-1), index), Guesses(logits.reshape(-1), inside_KN.reshape(-1), index)
+    members = inside_KN.reshape(-1)
+    return ShadowRun(Guesses(ratios, members, index), Guesses(logits.reshape(-1), members, index), run.mechanisms)
 
 
 def _ratio(logits_KN: Floats, inside_KN: Bools, target: int) -> Floats:

@@ -92,7 +92,7 @@ def bound_rows(content: Content) -> Iterable[list[str]]:
 
 
 def member_rows(content: Content) -> Iterable[list[str]]:
-    """Training, attack, area under the curve, true positive rates at the low false positive rates."""
+    """Training, its stated epsilon, attack, candidates, area under the curve, true positive rates at the low false positive rates."""
     for training in content["trainings"]:
         for name in ATTACKS:
             if name in training["attacks"]:
@@ -100,7 +100,9 @@ def member_rows(content: Content) -> Iterable[list[str]]:
                 hits = [f"{_percent(each)}" for each in found["hits"].values()]
                 area = found["area"]
                 value = f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"
-                yield [training["name"], ATTACKS[name][0], str(found["candidates"]), value, *hits]
+                upper = found.get("upper", training.get("upper"))
+                stated = "none" if upper is None else f"{upper:.1f}"
+                yield [training["name"], stated, ATTACKS[name][0], str(found["candidates"]), value, *hits]
 
 
 def view_rows(content: Content) -> Iterable[list[str]]:

@@ -63,10 +63,10 @@ class Audit:
             "trainings": [],
             "views": [],
         }
-        for noise in (0.0, *self.config.noise):
-            content["trainings"].append(self._training(noise, pool, told))
         for view in self.config.inversion.views:
             content["views"].append(self._view(view, pool.part(used), pool.part(0, used), told))
+        for noise in (0.0, *self.config.noise):
+            content["trainings"].append(self._training(noise, pool, told))
         write_private(self.out / "audit.json", json.dumps(content, indent=1).encode())
         shown = {view.name: self._arrays(_file_name("view", view.name)) for view in self.config.inversion.views}
         sheet(content["views"], shown).save(self.out / "pictures.png")
@@ -95,7 +95,7 @@ class Audit:
                 pool.part(settings.count, settings.count + settings.others), settings.rounds, privacy,
             )  # fmt: skip
             costs = [dataclasses.asdict(each) for each in run.mechanisms]
-            return {"mechanisms": costs, "losses": {}}, _packed(model=run.model, updates=run.updates)
+            return {"mechanisms": costs}, _packed(model=run.model, updates=run.updates)
 
         kept = self._kept(f"canaries-{name}", canaries, told)
         guesses = _unpacked(self._arrays(f"canaries-{name}"))
@@ -116,13 +116,18 @@ class Audit:
 
             def shadows() -> tuple[Content, Arrays]:
                 shadow = self.config.shadows
-                data = pool.part(0, shadow.pictures)
-                ratio, loss = shadow_run(self.plan, self.stage, data, shadow.models, settings.rounds, privacy)
-                return {}, _packed(shadows=ratio, loss=loss)
+                run = shadow_run(
+                    self.plan, self.stage, pool.part(0, shadow.pictures), shadow.models, shadow.rounds, privacy
+                )
+                costs = [dataclasses.asdict(each) for each in run.mechanisms]
+                return {"mechanisms": costs}, _packed(shadows=run.ratio, loss=run.loss)
 
-            self._kept(f"shadows-{name}", shadows, told)
+            kept = self._kept(f"shadows-{name}", shadows, told)
+            costs = [Mechanism(**each) for each in kept["mechanisms"]]
             for attack, found in _unpacked(self._arrays(f"shadows-{name}")).items():
                 result["attacks"][attack] = self._judged(found, bound=False)
+                if costs:
+                    result["attacks"][attack]["upper"] = epsilon(costs, self.config.delta)
         return result
 
     def _judged(self, found: Guesses, *, bound: bool) -> Content:

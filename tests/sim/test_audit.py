@@ -26,7 +26,7 @@ PLAN: dict[str, Any] = {
 AUDIT: dict[str, Any] = {
     "plan": "plan.yaml",
     "canaries": {"count": 12, "others": 4, "rounds": 2, "gradients": 32},
-    "shadows": {"models": 4, "pictures": 12},
+    "shadows": {"models": 4, "pictures": 12, "rounds": 1},
     "inversion": {
         "effort": {"restarts": 1, "steps": 10, "hops": 1, "matching": 5},
         "views": [

@@ -20,7 +20,7 @@ from server.finish import finish
 from server.report import summary_text
 from server.rounds import RunFailed
 from server.store import StoreError
-from sim import compare_commands, network_commands, packing, study_commands
+from sim import audit_commands, compare_commands, network_commands, packing, study_commands
 from sim.config import SimConfig, read_config
 from sim.hospitals import write_hospitals
 from sim.phantom_sheet import contact_sheet, example_pictures
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     study_commands.add(commands)
     packing.add(commands)
     compare_commands.add(commands)
+    audit_commands.add(commands)
     return parser
 
 
@@ -150,3 +151,7 @@ def _next_steps(out: Path, site: Path, seconds: float) -> None:
     )
     console.print(f"  hospital:   cxrbase-client audit {site}")
     console.print("  operator:   cxrbase-server plan configs/plans/demo.yaml")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@ Flower does between the two is left out, so that hundreds of federations fit int
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,18 @@ class InTurn(Exchange):
         deadline: float,
         absence: float | None = None,
         enough: Callable[[], bool] = lambda: True,
+        instead: Callable[[int, Message], Task | None] = lambda number, reply: None,
     ) -> Iterator[tuple[int, Message]]:
         """Yield (node number, reply) in the order of the numbers."""
         for number, task in sorted(tasks.items()):
-            for reply in self._nodes.send_and_receive([task_to_message(task, number, ttl=_TTL)]):
-                yield number, reply
+            for reply in self._sent(number, task):
+                if (other := instead(number, reply)) is None:
+                    yield number, reply
+                else:
+                    yield from ((number, again) for again in self._sent(number, other))
+
+    def _sent(self, number: int, task: Task) -> Iterable[Message]:
+        return self._nodes.send_and_receive([task_to_message(task, number, ttl=_TTL)])
 
 
 def own_tensors(site: Site, plan: Plan, stage: str, stage_round: int) -> State:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from client.budget import Standing, told
 from client.dataset import Cache
 from client.site import Site
+from cxrbase_model.dpsgd import mechanism_of
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan
 from cxrbase_model.privacy import Mechanism
-from cxrbase_model.rows import labelled, labelled_share, steps_of
+from cxrbase_model.rows import labelled, labelled_share
 from cxrbase_model.seeds import derive_seed
 
 
@@ -27,11 +30,9 @@ def mechanisms(plan: Plan, site: Site, cache: Cache) -> tuple[Mechanism, ...]:
             seed = derive_seed(plan.seed, "label-share", site.site)
             rows = labelled(cache, rows)
             rows = labelled_share(cache, rows, stage.label_fraction, seed) if len(rows) else rows
-        units = len(set(cache.patients[rows].tolist())) if plan.privacy.unit == "patient" else len(rows)
-        if units:
-            steps = stage.rounds * steps_of(units, stage.batch_size, stage.local_epochs)
-            rate = min(1.0, stage.batch_size / units)
-            found.append(Mechanism(plan.privacy.unit, plan.privacy.noise_multiplier, rate, steps))
+        if len(rows):
+            once = mechanism_of(plan.privacy, cache.patients[rows], stage.batch_size, stage.local_epochs)
+            found.append(replace(once, steps=stage.rounds * once.steps))
     return tuple(found)
 
 

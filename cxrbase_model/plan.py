@@ -202,6 +202,10 @@ class Plan:
     def _check_protection(self) -> None:
         aggregation, federation = self.aggregation, self.federation
         aggregation.check_scaffold(federation.weighting, self.transport.update)
+        if aggregation.scaffold and self.privacy is not None:
+            raise SettingsError(
+                "aggregation.scaffold: expected false under privacy, whose noise the variates would learn, found true"
+            )
         bounds = {"federation.max_update_norm": federation.max_update_norm, "federation.outlier": federation.outlier}
         if aggregation.secure is not None:
             check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from cxrbase_model.plan import Plan, plan_from_text, plan_to_text, read_plan, timeline
+from cxrbase_model.aggregation import Aggregation
+from cxrbase_model.plan import (
+    DataSpec,
+    Federation,
+    FinetuneStage,
+    Plan,
+    plan_from_text,
+    plan_to_text,
+    read_plan,
+    timeline,
+)
+from cxrbase_model.privacy import Privacy
+from cxrbase_model.protection import Secure
 from cxrbase_model.settings import SettingsError, read
+from cxrbase_model.transport import Transport
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,3 +135,24 @@ def test_the_name_of_the_file_stands_before_the_key(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(changed(lambda m: m.update(seeed=1))))
     with pytest.raises(SettingsError, match=r"plan\.yaml: seeed: unknown key; did you mean seed\?"):
         read_plan(path)
+
+
+def test_updates_are_int8_but_where_a_plan_wants_exact_ones() -> None:
+    stages = (FinetuneStage(init="random", positive_weight=1.0),)
+    data = DataSpec(findings=("Nodule",), image_size=32)
+    usual = Plan(schema=1, name="usual", data=data, stages=stages)
+    secure = replace(
+        usual, aggregation=Aggregation(secure=Secure()), federation=Federation(quorum=3), transport=Transport()
+    )
+    assert usual.transport.update == "int8"
+    assert secure.transport.update == "float32"
+    assert plan_from_text(plan_to_text(secure)).digest == secure.digest
+
+
+def test_scaffold_and_privacy_do_not_go_together() -> None:
+    plan = Plan(
+        schema=1, name="both", data=DataSpec(findings=("Nodule",), image_size=32), privacy=Privacy(),
+        stages=(FinetuneStage(init="random", positive_weight=1.0),), federation=Federation(weighting="uniform"),
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match="aggregation.scaffold: expected false under privacy"):
+        replace(plan, aggregation=Aggregation(scaffold=True))

@@ -37,7 +37,7 @@ class Protection:
     ) -> None:  # fmt: skip
         self.clip, self.names, self.divisor = clip, names, len(made.asked)
         self._privacy, self._quorum, self._made, self._spent, self._source = privacy, quorum, made, spent, source
-        self._short = 0.0
+        self._short, self._made_one = 0.0, False
         if not self.clips:  # what hospitals send is out with its noise, whether the attempt succeeds or not
             spent.add(made)
 
@@ -52,6 +52,7 @@ class Protection:
 
     def spend(self) -> None:
         """Count the round's sum as made, where it is not yet. OSError on a full disk."""
+        self._made_one = True
         if self.clips:
             self._spent.add(self._made)
 
@@ -81,7 +82,12 @@ class Protection:
         return step
 
     def told(self) -> Record:
-        """What the round's record says of it; nothing of it was without noise. None for an infinite epsilon."""
+        """What the round's record says of it; nothing of it was without noise. None for an infinite epsilon.
+
+        RuntimeError where the sum was not made by `spend` and `draw`: such a round must not be committed.
+        """
+        if not self._made_one:
+            raise RuntimeError("aggregation.privacy: a sum was made without its noise; the round is not committed")
         epsilons = self._spent.epsilons(self._privacy.delta)
         record: Record = {
             "clip": self.clip,

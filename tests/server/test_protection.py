@@ -86,6 +86,8 @@ def test_a_sum_that_was_learned_under_masks_gets_the_same_noise(tmp_path: Path) 
     made = Sum(1, 1, 0.01, ("a", "b", "c"))
     protection = Protection(privacy, 2, NAMES, 100.0, made, Spent(tmp_path), NoiseSource(1))
     total = {name: update[name] * 2 for name in update}
+    with pytest.raises(RuntimeError, match="without its noise"):
+        protection.told()
     released = protection.released({name: total[name] for name in sorted(total)})
     assert protection.told()["epsilon"] == epsilon([0.01], 1e-5)
     alone = subtract(released, {name: total[name] / 3 for name in total})

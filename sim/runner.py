@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import make_app
-from client.guard import secure
+from client.guard import Noise, secure
 from client.site import Site
 from cxrbase_model.messages import Task
 from cxrbase_model.normals import NoiseSource
@@ -45,10 +45,7 @@ def simulate(
     def site_file(context: Context) -> Path:
         return files[int(context.node_config["partition-id"])]
 
-    noise = secure
-    if config.seeded_noise and settings.plan.privacy is not None:
-        noise = seeded_noise
-        tell_seeded(settings.folder)
+    noise = noise_of(config, settings)
     _quiet_flower()
     try:
         run_simulation(server_app, make_app(site_file, noise), len(files), backend_config=_backend(config))
@@ -60,6 +57,14 @@ def simulate(
             raise
     if failure:
         raise failure[0]
+
+
+def noise_of(config: SimConfig, settings: RunSettings) -> Noise:
+    """Where the privacy noise of a run comes from; the run's report is told where it is seeded."""
+    if not config.seeded_noise or settings.plan.privacy is None:
+        return secure
+    tell_seeded(settings.folder)
+    return seeded_noise
 
 
 def seeded_noise(site: Site, task: Task) -> NoiseSource:

@@ -50,11 +50,15 @@ class Kept:
         private_folder(self._folder)
         write_private(self._file(self._round), pack(tensors), durable=self.durable)
         for number in self._rounds():
-            if number > self._round or number <= self._round - _ROUNDS_KEPT:
+            if self._is_over(number):
                 self._file(number).unlink(missing_ok=True)
         stages = sorted((each for each in self._top.iterdir() if each.is_dir()), key=_age)
         for stage in stages[self.stages_kept :]:
             shutil.rmtree(stage, ignore_errors=True)
+
+    def _is_over(self, number: int) -> bool:
+        """Whether no round can ask for the tensors of that one again, once this round's are there."""
+        return number > self._round or number <= self._round - _ROUNDS_KEPT
 
     def drop(self) -> None:
         """Remove the tensors of the stage."""

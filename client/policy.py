@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from client.approval import Approvals
 from client.site import Site
@@ -13,6 +13,7 @@ from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, plan_from_text
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.state import State, digest
+from cxrbase_model.variates import divided
 
 log = logging.getLogger("cxrbase.client")
 
@@ -33,6 +34,7 @@ class Work:
     stage: PretrainStage | FinetuneStage | EvaluateStage
     model_stage: PretrainStage | FinetuneStage
     state: State
+    control: State = field(default_factory=dict)  # SCAFFOLD's variates of the server, by their parameters' names
 
 
 def check_plan(task: Task) -> Plan:
@@ -60,13 +62,15 @@ def check_task(task: Task, parameters: int) -> Work:
         raise Refused(Code.TASK_UNKNOWN)
     if not isinstance(stage, EvaluateStage) and not 1 <= task.stage_round <= stage.rounds:
         raise Refused(Code.TASK_UNKNOWN)
+    steered = plan.aggregation.scaffold and not isinstance(stage, EvaluateStage)
     try:
-        state = decode(task.state, plan.transport.down(stage.kind), parameters)
+        state = decode(task.state, plan.transport.down(stage.kind), 2 * parameters if steered else parameters)
     except CodecError:
         raise Refused(Code.STATE_INVALID) from None
     if digest(state) != task.state_digest:
         raise Refused(Code.STATE_DIGEST)
-    return Work(plan, stage, model_stage, state)
+    weights, control = divided(state) if steered else (state, {})
+    return Work(plan, stage, model_stage, weights, control)
 
 
 def check_policy(plan: Plan, task: Task, site: Site, now: time.struct_time | None = None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from client.app import perform
 from client.feedback import Residual
@@ -19,12 +20,14 @@ from client.moments import Moments
 from client.own import Own
 from client.policy import Refused, objection
 from client.site import Site
+from client.variates import Variates
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.codec import sent
 from cxrbase_model.features import build_objective
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage, Stage, plan_to_text
 from cxrbase_model.state import digest, state_of
+from cxrbase_model.variates import controlled, prefixed
 
 _RUN = "rehearsal"
 
@@ -68,13 +71,15 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
 def _kept(site: Site, task: Task, plan: Plan) -> tuple[Kept | Held, ...]:
     """What a task has left for a next round that does not come."""
     mixing = Mixing(site.private, task, plan.aggregation.mixing)
-    return Moments(site.private, task), Residual(site.private, task), Own(site.private, task), mixing, Held(site, task)
+    variates = Variates(site.private, task, {})
+    own = Own(site.private, task)
+    return Moments(site.private, task), Residual(site.private, task), own, mixing, variates, Held(site, task)
 
 
 def _task(plan: Plan, stage: Stage) -> Task | None:
     if isinstance(stage, PretrainStage):
         model_stage: PretrainStage | FinetuneStage = stage
-        state = state_of(build_objective(plan, stage))
+        model: nn.Module = build_objective(plan, stage)
     else:
         earlier = [each for each in plan.stages if isinstance(each, FinetuneStage)]
         if isinstance(stage, FinetuneStage):
@@ -83,7 +88,11 @@ def _task(plan: Plan, stage: Stage) -> Task | None:
             model_stage = next((each for each in earlier if each.name in stage.of), earlier[0])
         else:
             return None
-        state = state_of(build_classifier(plan, model_stage))
+        model = build_classifier(plan, model_stage)
+    state = state_of(model)
+    if plan.aggregation.scaffold and stage is model_stage:
+        state |= prefixed(controlled(model, plan.aggregation))
+    privacy = plan.aggregation.privacy
     packed, arrives = sent(state, plan.transport.down(stage.kind))
     return Task(
         stage.kind,
@@ -96,6 +105,7 @@ def _task(plan: Plan, stage: Stage) -> Task | None:
         plan.digest,
         digest(arrives),
         packed,
+        clip=privacy.clip if privacy is not None else None,
     )
 
 

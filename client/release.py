@@ -64,7 +64,7 @@ def describe_cache(cache: Cache, minimum_cell: int) -> dict[str, Any]:
 
 def trained(
     site: str, task: Task, packed: bytes, *, examples: int, steps: int, loss: float, seconds: float,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, float], control_round: int = 0,
 ) -> Reply:  # fmt: skip
     """An update, packed as the plan says, with the few numbers that may accompany it; ValueError for a metric that has no name outside."""
     unknown = set(metrics) - METRICS
@@ -74,6 +74,7 @@ def trained(
         site=site, kind=task.kind, round=task.round, stage=task.stage, plan_digest=task.plan_digest,
         examples=examples, steps=steps, loss=_rounded(loss), seconds=round(seconds, 2),
         metrics={name: _rounded(value) for name, value in metrics.items() if math.isfinite(value)}, update=packed,
+        control_round=control_round,
     )  # fmt: skip
 
 

@@ -18,10 +18,14 @@ from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
 from client.policy import Refused, Work, check_plan, check_size, check_task
+from client.protect import protect, shortness
 from client.release import description, evaluated, secured, trained
 from client.secure import begin
 from client.site import Site
+from client.variates import Variates
+from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import Classifier, build_classifier
+from cxrbase_model.clipping import protected_names
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
 from cxrbase_model.features import build_objective
 from cxrbase_model.losses import positive_weights
@@ -95,17 +99,18 @@ def _pretrain(task: Task, work: Work, stage: PretrainStage, site: Site, cache: C
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
     mixing = Mixing(site.private, task, work.plan.aggregation.mixing)
-    with proximal(model, work.plan.aggregation.proximal):
+    variates = Variates(site.private, task, work.control)
+    with variates.steering(model, work.plan.aggregation), proximal(model, work.plan.aggregation.proximal):
         if (
             begun := mixing.begin(work.state)
         ) is not work.state:  # within the block, for its pull is to the global weights
             load_state(model, begun)
         result = pretrain(
-            model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+            model, stream, stage, _progress(stage, task, len(rows)), seed, runtime, moments, _interrupted(memory, work)
         )
     memory.keep(result.moments)
     mixing.end(state_of(model))
-    return _reply(task, site, work, model, result, {"validation_loss": held_out})
+    return _reply(task, site, work, model, result, {"validation_loss": held_out}, variates)
 
 
 def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: Cache, runtime: Runtime) -> Reply:
@@ -121,12 +126,26 @@ def _finetune(task: Task, work: Work, stage: FinetuneStage, site: Site, cache: C
     weights = positive_weights(cache.labels[rows], stage.positive_weight)
     memory = Moments(site.private, task)
     moments = memory.before() if stage.optimizer.state == "keep" else None
-    with proximal(model, work.plan.aggregation.proximal):
+    variates = Variates(site.private, task, work.control)
+    with variates.steering(model, work.plan.aggregation), proximal(model, work.plan.aggregation.proximal):
         result = finetune(
-            model, stream, stage, weights, _progress(stage, task, len(rows)), seed, runtime, moments, memory.interrupted
+            model,
+            stream,
+            stage,
+            weights,
+            _progress(stage, task, len(rows)),
+            seed,
+            runtime,
+            moments,
+            _interrupted(memory, work),
         )
     memory.keep(result.moments)
-    return _reply(task, site, work, model, result, {"validation_auroc": held_out})
+    return _reply(task, site, work, model, result, {"validation_auroc": held_out}, variates)
+
+
+def _interrupted(memory: Moments, work: Work) -> LocalCheckpoint | None:
+    """Where a round that is interrupted leaves a checkpoint; under SCAFFOLD it begins again, since the gradients' path would be lost."""
+    return None if work.plan.aggregation.scaffold else memory.interrupted
 
 
 def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:
@@ -143,17 +162,20 @@ def _progress(stage: PretrainStage | FinetuneStage, task: Task, examples: int) -
 
 def _reply(
     task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, result: LocalResult,
-    metrics: dict[str, float],
+    metrics: dict[str, float], variates: Variates,
 ) -> Reply:  # fmt: skip
     after = state_of(model)
     update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
+    names = protected_names(model, work.plan.aggregation)
+    short = shortness(update, work.plan, task, names)
+    update = protect(update, work.plan, task, names)
     if work.plan.aggregation.secure is not None:
-        letter = begin(task, site, work.plan, update, examples=result.examples, loss=result.loss)
+        letter = begin(task, site, work.plan, update, examples=result.examples, loss=result.loss, short=short)
         return secured(site.site, task, letter, seconds=result.seconds, metrics=metrics)
-    packed = Residual(site.private, task).encode(update, work.plan.transport.up)
+    packed = Residual(site.private, task).encode(update | variates.leaving(), work.plan.transport.up)
     return trained(
         site.site, task, packed, examples=result.examples, steps=result.steps, loss=result.loss,
-        seconds=result.seconds, metrics=metrics,
+        seconds=result.seconds, metrics=metrics, control_round=variates.going_on_from,
     )  # fmt: skip
 
 

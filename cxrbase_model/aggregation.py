@@ -194,6 +194,11 @@ class Aggregation:
         why="FedEMA (Zhuang et al. 2022, arXiv 2204.04385) in pretraining: share of the global encoder in what a hospital trains from, "
         "per unit of its distance to the hospital's own; 0 for the global one alone",
     )
+    scaffold: bool = knob(
+        False,
+        why="SCAFFOLD (Karimireddy et al. 2020, arXiv 1910.06378): gradients are corrected by how a hospital's differ from all "
+        "others', against drift in long local training; twice the bytes both ways",
+    )
     keep_local: tuple[str, ...] = knob(
         (),
         why="patterns of tensors that each hospital trains for itself, such as decoder.* or *norm* (FedBN, Li et al. 2021, "
@@ -206,6 +211,25 @@ class Aggregation:
     def is_local(self, name: str) -> bool:
         """Whether a tensor of that name stays in the hospital; `*` stands for any text."""
         return any(fnmatchcase(name, pattern) for pattern in self.keep_local)
+
+    def check_scaffold(self, weighting: str, packing: str) -> None:
+        """SettingsError where SCAFFOLD is asked for with what its control variates do not go with."""
+        if not self.scaffold:
+            return
+        problems = {
+            "federation.weighting: expected uniform, since the variates are averaged alike": weighting != "uniform"
+            and weighting,
+            "aggregation.rule: expected mean, since variates are a sum of changes": self.rule.kind != "mean"
+            and self.rule.kind,
+            "aggregation.mixing: expected 0, which begins elsewhere than the variates reckon with": self.mixing,
+            "transport.update: expected all numbers, since variates that wait correct nothing": packing == "topk"
+            and packing,
+            "aggregation.secure: expected none, whose span is that of updates": self.secure is not None and "it set",
+            "aggregation.privacy: expected none, which clips updates alone": self.privacy is not None and "it set",
+        }
+        for expected, found in problems.items():
+            if found:
+                raise SettingsError(f"{expected}, where aggregation.scaffold is true; found {found}")
 
     def check_quorum(self, quorum: int) -> None:
         """SettingsError where a round of the fewest replies that count would be too small for the rule."""

@@ -49,6 +49,7 @@ class Code(StrEnum):
     CLAIM = "CLAIM"
     SECURE = "SECURE"
     SPAN = "SPAN"
+    CLIP = "CLIP"
     MALFORMED = "MALFORMED"
     NO_REPLY = "NO_REPLY"
 
@@ -83,6 +84,7 @@ MEANING: dict[Code, str] = {
     Code.CLAIM: "the reply claims more examples than the pictures that the hospital described allow",
     Code.SECURE: "a step of secure aggregation does not fit what the hospital knows of the round: keys, members, threshold or survivors",
     Code.SPAN: "a number of the update is beyond aggregation.secure.span; the update was not released",
+    Code.CLIP: "the task's clip is not that of the plan's aggregation.privacy; nothing was released",
     Code.MALFORMED: "the reply is not one that this protocol knows",
     Code.NO_REPLY: "no reply came before the deadline, or the hospital's process died",
 }
@@ -102,6 +104,7 @@ class Task:
 
     `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. In a step of secure aggregation
     `state` is a letter instead. `clip` is the norm that an update is clipped to under aggregation.privacy.
+    `control_round` is the round of the stage that last took in this hospital's reply, 0 for none, under aggregation.scaffold.
     """
 
     kind: str
@@ -115,11 +118,15 @@ class Task:
     state_digest: str = ""
     state: bytes = field(default=b"", repr=False)
     clip: float | None = None
+    control_round: int = 0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a hospital released for a task, or (code is set) why it released nothing."""
+    """What a hospital released for a task, or (code is set) why it released nothing.
+
+    `control_round` is the task's where the hospital still had what it kept then (aggregation.scaffold), else 0.
+    """
 
     site: str
     kind: str
@@ -134,6 +141,7 @@ class Reply:
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     description: dict[str, Any] | None = None
+    control_round: int = 0
     update: bytes = field(default=b"", repr=False)
 
 

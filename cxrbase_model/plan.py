@@ -194,17 +194,15 @@ class Plan:
 
     def _check_protection(self) -> None:
         aggregation, federation = self.aggregation, self.federation
+        aggregation.check_scaffold(federation.weighting, self.transport.update)
+        bounds = {"federation.max_update_norm": federation.max_update_norm, "federation.outlier": federation.outlier}
         if aggregation.secure is not None:
-            bounds = {
-                "federation.max_update_norm": federation.max_update_norm,
-                "federation.outlier": federation.outlier,
-            }
             check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)
         if aggregation.privacy is not None:
-            secured = aggregation.secure is not None
             check_privacy(
-                aggregation.privacy, aggregation.rule.kind, federation.weighting, self.transport.update, secured
-            )
+                aggregation.privacy, aggregation.rule.kind, federation.weighting, self.transport.update,
+                federation.quorum, bounds, secure=aggregation.secure,
+            )  # fmt: skip
 
     def _check_stages(self) -> None:
         if not self.stages:

@@ -51,7 +51,8 @@ class Adaptive:
 @dataclass(frozen=True)
 class HospitalPrivacy:
     """Differential privacy of whole hospitals (DP-FedAvg, McMahan et al. 2018, arXiv 1710.06963): each update is clipped, and the sum
-    of a round gets Gaussian noise once. Neighbouring rounds differ in one hospital's update, which is taken as zero.
+    of a round gets Gaussian noise once. Neighbouring runs have the same hospitals and differ in the updates of one, which are zero in
+    the other run. The sum is divided by how many hospitals were asked, which no update changes. docs/hospital-privacy.md has the rest.
     """
 
     clip: float = knob(
@@ -67,7 +68,8 @@ class HospitalPrivacy:
     )  # fmt: skip
     honest: int | None = knob(
         None, unit="hospitals", low=1, high=10_000,
-        why="hospitals whose shares make up the noise; none for federation.quorum, so that dropouts cannot lower it",
+        why="hospitals whose shares make up the noise, at most federation.quorum, so that dropouts cannot lower it; none for one less: "
+        "a hospital knows its own share and can take it off",
     )  # fmt: skip
     adaptive: Adaptive | None = knob(None, why="let the clip follow the updates; none keeps it fixed")
 
@@ -91,14 +93,12 @@ class HospitalPrivacy:
         """Standard deviation of one hospital's noise on its part of the count."""
         return self.count_noise * self._part(quorum)
 
-    def reached(self, quorum: int, hospitals: int) -> float:
-        """The noise multiplier of a round that so many hospitals took part in, all of which added what they should."""
-        if self.noise == "server":
-            return self.noise_multiplier
-        return self.noise_multiplier * math.sqrt(hospitals) * self._part(quorum)
+    def makers(self, quorum: int) -> int:
+        """The hospitals whose shares make up the noise; all of a round's but these may work together against one of them."""
+        return self.honest or max(1, quorum - 1)
 
     def _part(self, quorum: int) -> float:
-        return 0.0 if self.noise == "server" else 1 / math.sqrt(self.honest or quorum)
+        return 0.0 if self.noise == "server" else 1 / math.sqrt(self.makers(quorum))
 
 
 def check_secure(secure: Secure, rule: str, quorum: int, packing: str, bounds: dict[str, float | None]) -> None:
@@ -124,8 +124,11 @@ def check_secure(secure: Secure, rule: str, quorum: int, packing: str, bounds: d
             )
 
 
-def check_privacy(privacy: HospitalPrivacy, rule: str, weighting: str, packing: str, secured: bool) -> None:
-    """SettingsError where a plan promises hospitals what the rest of it would break."""
+def check_privacy(
+    privacy: HospitalPrivacy, rule: str, weighting: str, packing: str, quorum: int, bounds: dict[str, float | None], *,
+    secure: Secure | None,
+) -> None:  # fmt: skip
+    """SettingsError where a plan promises hospitals what the rest of it would break; `bounds` are its bounds of single updates by key."""
     if weighting != "uniform":
         raise SettingsError(
             f"federation.weighting: expected uniform where aggregation.privacy is set: with weights, one hospital could "
@@ -138,7 +141,31 @@ def check_privacy(privacy: HospitalPrivacy, rule: str, weighting: str, packing: 
             "transport.update: expected float32 where aggregation.privacy is set, since rounding and what is owed from "
             f"earlier rounds would lengthen an update after it was clipped; found {packing}"
         )
-    if privacy.adaptive is not None and privacy.noise == "hospitals" and not secured:
+    if bounds["federation.outlier"] is not None:
+        raise SettingsError(
+            "federation.outlier: expected none where aggregation.privacy is set, since whose update counts would follow "
+            f"from norms without noise; found {bounds['federation.outlier']:g}"
+        )
+    if secure is not None and secure.bits != 32:
+        raise SettingsError(
+            "aggregation.secure.bits: expected 32 where aggregation.privacy is set, since coarse steps would lengthen an "
+            f"update after it was clipped; found {secure.bits}"
+        )
+    if privacy.noise == "hospitals":
+        _check_shares(privacy, quorum, bounds, secured=secure is not None)
+
+
+def _check_shares(privacy: HospitalPrivacy, quorum: int, bounds: dict[str, float | None], *, secured: bool) -> None:
+    if privacy.makers(quorum) > quorum:
+        raise SettingsError(
+            f"aggregation.privacy.honest: expected at most federation.quorum {quorum}, found {privacy.honest}"
+        )
+    if bounds["federation.max_update_norm"] is not None:
+        raise SettingsError(
+            "federation.max_update_norm: expected none where hospitals add the noise, which is most of an update's norm; "
+            f"found {bounds['federation.max_update_norm']:g}"
+        )
+    if privacy.adaptive is not None and not secured:
         raise SettingsError(
             "aggregation.privacy.adaptive: expected none where hospitals add the noise without aggregation.secure, "
             "since the server would see who is short; found it set"

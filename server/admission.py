@@ -15,6 +15,7 @@ from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import EvaluateStage, Stage
 from cxrbase_model.state import is_finite, mismatch, norm, size
 from cxrbase_model.transport import EXACT, Packing
+from cxrbase_model.variates import WeightsOnly
 
 MOST_EXAMPLES = 10_000_000  # no hospital shows a model more pictures in a round; a weight beyond it is a lie or a bug
 
@@ -82,7 +83,7 @@ def admit_update(
     """The update of a reply; Rejected where it does not fit the reference, is not finite or too large.
 
     packing: as the plan has updates packed. outlying: the norm above which one is too unlike those of the rounds before.
-    most_examples: what the hospital can have trained on.
+    most_examples: what the hospital can have trained on. Norms are of the update alone, without SCAFFOLD's variates.
     """
     if not 0 < reply.examples <= MOST_EXAMPLES:
         raise Rejected(Code.EXAMPLES)
@@ -99,7 +100,7 @@ def admit_update(
         raise Rejected(Code.SHAPES)
     if not is_finite(update):
         raise Rejected(Code.NOT_FINITE)
-    length = norm(update)
+    length = norm(WeightsOnly(update))
     if max_norm is not None and length > max_norm:
         raise Rejected(Code.NORM)
     if outlying is not None and length > outlying:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cxrbase_model.state import State
@@ -81,6 +82,14 @@ class WeightedMean:
         for name, start, sums in self._pieces():
             mean[name].view(-1).numpy()[start : start + len(sums)] = sums / scale
         return mean
+
+    def noised(self, draw: Callable[[int], NDArray[np.float64]], scale: float) -> State:
+        """`scale` times the sum and noise, float32; `draw` gives so many float64 numbers, a piece at a time. Zeros count where nothing was folded in."""
+        total = {name: torch.empty(shape, dtype=torch.float32) for name, shape in self._shapes.items()}
+        for name, start, sums in self._pieces():
+            numbers = sums / 2.0**FRACTION_BITS + draw(len(sums))
+            total[name].view(-1).numpy()[start : start + len(sums)] = numbers * scale
+        return total
 
     def _pieces(self) -> Iterator[tuple[str, int, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
         """Each piece of the sums with its tensor's name and its first element there; the file stands at its end."""

@@ -26,13 +26,14 @@ PATIENCE = 30.0  # seconds; a hospital's people approve a plan, make room on a d
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run lives and how it is started; `expected` and `patience` as in `RoundLoop`."""
+    """Where a run lives and how it is started; `expected`, `patience` and `noise_seed` as in `RoundLoop`."""
 
     folder: Path
     plan: Plan
     resume: bool = False
     expected: int | None = None
     patience: float = 0.0
+    noise_seed: int | None = None
 
 
 def serve(
@@ -83,7 +84,7 @@ def _run(
         exchange = Exchange(grid, should_stop, live.look)
         RoundLoop(
             exchange, store, live, expected=settings.expected, patience=settings.patience,
-            observers=[board.write, *observers],
+            observers=[board.write, *observers], noise_seed=settings.noise_seed,
         ).run()  # fmt: skip
     finally:
         board.close()

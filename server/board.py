@@ -22,6 +22,7 @@ class Board:
             return
         whole = {"loss": record["loss"], "seconds": record["seconds"]} | record["metrics"]
         whole |= {"bytes/sent": record["bytes_sent"], "bytes/received": record["bytes_received"]}
+        whole["privacy/epsilon"] = record.get("privacy", {}).get("epsilon")
         whole["hospitals"] = sum(entry["status"] == "admitted" for entry in record["hospitals"])
         self._scalars("global", record, whole)
         for entry in record["hospitals"]:

@@ -41,6 +41,8 @@ class Intake:
             check_reply(reply, self._task, set(self.entries))
             norm = None if self._task.kind == "evaluate" else self._fold(name, reply, joined)
             line = entry(name, "admitted", None, reply, update_norm=norm)
+            if self._plan.aggregation.scaffold:
+                line["control_round"] = reply.control_round
             if reply.evaluation is not None:
                 line["evaluations"] = {self._task.model: reply.evaluation}
         except (WireError, Rejected) as error:

@@ -52,6 +52,8 @@ def page(report: Report, reconstructions: Sequence[Triple] = ()) -> str:
         exclusions=list(_exclusions(report["hospitals"])),
         rejections=list(_rejections(report["rounds"])),
         rounds=[_round(record) for record in report["rounds"]],
+        privacy=report["privacy"],
+        protected=list(_protected(report["privacy"])),
         plan_text=yaml.safe_dump(report["plan"], sort_keys=False),
     )
 
@@ -193,6 +195,11 @@ def _rejections(records: list[Report]) -> Iterable[list[Any]]:
         for entry in record["rejected"]:
             code = Code(entry["code"])
             yield [record["round"], record["stage"], entry["site"], code.value, MEANING[code]]
+
+
+def _protected(privacy: Report | None) -> Iterable[list[str]]:
+    for site, value in (privacy or {"hospitals": {}})["hospitals"].items():
+        yield [site, f"{value:.3g}" if value is not None else "none"]
 
 
 def _round(record: Report) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from cxrbase_model.plan import FinetuneStage, Plan, read_plan, timeline
 from cxrbase_model.settings import to_mapping
 from server.page import Triple, page
+from server.promise import promise
 from server.store import RunStore, write_atomic
 
 SCHEMA = 1
@@ -33,7 +34,8 @@ def content(plan: Plan, run: dict[str, Any], records: list[dict[str, Any]]) -> d
     """The content of report.json.
 
     `hospitals` is what each told about itself, `evaluations` model to hospital to scores, `comparison` model to its
-    start, its share of the labels, and `mean_auroc`: the mean over hospitals of the mean over findings, None if unknown.
+    start, its share of the labels, and `mean_auroc`: the mean over hospitals of the mean over findings, None if unknown. `privacy` is what
+    was promised to hospitals (`promise.promise`), None where nothing was.
     """
     found = evaluations(records)
     return {
@@ -43,6 +45,7 @@ def content(plan: Plan, run: dict[str, Any], records: list[dict[str, Any]]) -> d
         "total_rounds": len(timeline(plan)),
         "hospitals": hospitals(records),
         "evaluations": found,
+        "privacy": promise(plan, records),
         "comparison": {
             stage.name: {
                 "init": stage.init,
@@ -81,8 +84,10 @@ def summary_text(report: dict[str, Any]) -> str:
     """The mean AUROC of each model in each hospital, as a table of text with intervals."""
     sites = list(report["hospitals"])
     lines = [f"{report['run']['name']}: {len(report['rounds'])} of {report['total_rounds'] + 1} rounds committed"]
+    if report["privacy"] is not None:
+        lines.append("  " + report["privacy"]["text"])
     if not report["evaluations"]:
-        return lines[0]
+        return "\n".join(lines)
     width = max(22, *(len(site) for site in sites)) + 2
     heading = "AUROC, held-out patients"
     first = max(len(name) for name in (heading, *report["evaluations"])) + 2

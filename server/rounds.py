@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from flwr.app import Message
 
@@ -20,11 +21,13 @@ from server.cohort import choose
 from server.exchange import Exchange, Node, Stopped
 from server.intake import Intake
 from server.live import Live
+from server.protection import Protection, RunPrivacy
 from server.records import Record, entry, record, told, usual_norm
 from server.roster import Roster
 from server.rules.gathering import Gathering, gathering
-from server.secure_round import SecureRound
+from server.secure_round import SecureRound, unmasked_for
 from server.store import RunStore
+from server.variates import taken_in
 from server.weights import GlobalModel
 
 Observer = Callable[[Record], None]
@@ -42,7 +45,8 @@ class RoundLoop:
 
     `expected` is how many hospitals there are, if that is known: the first session waits until as many have answered. Later ones
     wait for those of the last round. `live` is told what goes on, and asked whether to hold or to end. `patience` is how many
-    seconds lie between two times that hospitals that have refused are asked again; 0 for hospitals that will not change.
+    seconds lie between two times that hospitals that have refused are asked again; 0 for hospitals that will not change. `noise_seed`
+    is for simulations: privacy noise that can be repeated, and taken off again.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class RoundLoop:
         expected: int | None = None,
         patience: float = 0.0,
         observers: Iterable[Observer] = (),
+        noise_seed: int | None = None,
     ) -> None:
         self._exchange = exchange
         self._store = store
@@ -67,6 +72,7 @@ class RoundLoop:
         self._roster = Roster()
         self._model = GlobalModel(store)
         self._doubt = ""
+        self._privacy = RunPrivacy(store, noise_seed)
 
     def run(self) -> None:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
@@ -200,42 +206,51 @@ class RoundLoop:
         federation = self._plan.federation
         able = self._roster.able(item.stage.kind, self._exchange.nodes())
         cohort = choose(able, federation.fraction, federation.quorum, self._plan.seed, item.number)
-        packed, state = sent(before, self._plan.transport.down(item.stage.kind))
+        if (bound := unmasked_for(self._store.folder, item.number)) is not None:
+            cohort = sorted(bound & set(able))
+        protection = self._privacy.of(item, attempt, cohort)
+        whole = before | self._model.variates(item)
+        packed, state = sent(whole, self._plan.transport.down(item.stage.kind))
         task = Task(
             item.stage.kind, self._run, item.number, item.stage.name, item.stage_round, item.model_of,
-            self._text, self._plan.digest, digest(state), packed,
+            self._text, self._plan.digest, digest(state), packed, clip=protection.clip if protection else None,
         )  # fmt: skip
         if self._plan.aggregation.secure is not None and not isinstance(item.stage, EvaluateStage):
-            return self._secured(item, attempt, started, before, task, able, cohort)
+            return self._secured(item, attempt, started, before, task, cohort, protection)
         usual = usual_norm(self._store.records(), item.stage.name)
-        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual) as gathered:
-            intake = Intake(self._plan, task, before, gathered, usual)  # names and shapes are those of `state`
+        with gathering(self._plan.aggregation.rule, state, self._store.folder, usual, protection) as gathered:
+            intake = Intake(self._plan, task, whole, gathered, usual)  # names and shapes are those of `state`
             self._ask(cohort, task, intake)
             self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
             if intake.admitted < federation.quorum:
                 return False
-            self._finish(item, attempt, started, before, gathered)
+            self._finish(item, attempt, started, before, gathered, protection)
         return True
 
     def _secured(
-        self, item: Round, attempt: int, started: float, before: State, task: Task, able: list[str], cohort: list[str]
-    ) -> bool:
+        self, item: Round, attempt: int, started: float, before: State, task: Task, cohort: list[str],
+        protection: Protection | None,
+    ) -> bool:  # fmt: skip
         """As `_attempt`, of a training round whose updates stay hidden."""
-        secure = SecureRound(self._exchange, self._plan, task, before, self._store.folder)
-        self._ask(secure.cohort(able, cohort), task, secure.intake)
+        secure = SecureRound(self._exchange, self._plan, task, before, self._store.folder, protection)
+        self._ask(cohort, task, secure.intake)
         known = secure.finish(self._roster.sites)
         self._doubt = secure.doubt
         self._last_entries = [secure.intake.entries[name] for name in sorted(secure.intake.entries)]
         if known:
-            self._finish(item, attempt, started, before, secure, secure.told)
+            self._finish(item, attempt, started, before, secure, protection, secure.told)
         return known
 
     def _ask(self, cohort: list[str], task: Task, intake: Intake) -> None:
         """Send the task to the cohort and take in what comes back."""
         federation = self._plan.federation
         names = {self._roster.sites[name]: name for name in cohort}
+        tasks = dict.fromkeys(names, task)
+        if self._plan.aggregation.scaffold:
+            last = taken_in(self._store.records(), task.stage)
+            tasks = {node: replace(task, control_round=last.get(name, 0)) for node, name in names.items()}
         asked = self._exchange.ask(
-            dict.fromkeys(names, task), federation.deadline, federation.absence,
+            tasks, federation.deadline, federation.absence,
             enough=lambda: intake.admitted >= federation.quorum,
         )  # fmt: skip
         for node, message in asked:
@@ -249,11 +264,12 @@ class RoundLoop:
         started: float,
         state: State,
         gathered: Gathering | SecureRound,
+        protection: Protection | None,
         secure: Record | None = None,
     ) -> None:
-        after, memory = None, None
+        after, memory, variates = None, None, None
         if not isinstance(item.stage, EvaluateStage):
-            after, memory = self._model.advance(item, state, gathered.result())
+            after, memory, variates = self._model.advance(item, state, gathered.result(), self._last_entries)
         done = record(
             item.number, item.stage.name, item.stage.kind, item.stage_round, item.stage_rounds, attempt, started,
             self._last_entries,
@@ -261,6 +277,10 @@ class RoundLoop:
         if secure is not None:
             done |= {"loss": secure["loss"], "secure": secure}
         done["model"] = item.model_of
+        if protection is not None:
+            done["privacy"] = protection.told()
+        if variates is not None:
+            done["variates"] = variates
         done["state_digest"] = digest(after if after is not None else state)
         self._commit(done, after, memory, ends_stage=after is not None and item.stage_round == item.stage_rounds)
 

@@ -50,6 +50,7 @@ from cxrbase_model.state import State, size
 from server.admission import Rejected, check_reply
 from server.exchange import Exchange
 from server.intake import Intake
+from server.protection import Protection
 from server.records import Record
 from server.store import write_atomic
 from server.unmask import secrets_of, take_off
@@ -62,10 +63,10 @@ _DOUBT = "; the sum of the updates cannot be right: one hospital or more did not
 class Adverts(Intake):
     """The replies to the training task of one attempt: of each hospital its keys, in place of an update."""
 
-    def __init__(self, task: Task) -> None:  # what folds updates is not needed
+    def __init__(self, plan: Plan, task: Task) -> None:  # what folds updates is not needed
         self.entries: dict[str, Record] = {}
         self.roster: Roster = {}
-        self._task = task
+        self._plan, self._task = plan, task
 
     def _fold(self, name: str, reply: Reply, joined: Record) -> None:
         try:
@@ -81,26 +82,26 @@ class Adverts(Intake):
 class SecureRound:
     """One attempt at the round of a training task. `state` has the names and shapes of the weights; `folder` is the run directory.
 
-    `intake` takes the replies to the training; then `finish` does the rest, and `result` has the mean update.
+    `intake` takes the replies to the training; then `finish` does the rest, and `result` has the aggregated update: the mean, or what
+    `protection` makes of the sum under aggregation.privacy.
     """
 
-    def __init__(self, exchange: Exchange, plan: Plan, task: Task, state: Mapping[str, Tensor], folder: Path) -> None:
+    def __init__(
+        self, exchange: Exchange, plan: Plan, task: Task, state: Mapping[str, Tensor], folder: Path,
+        protection: Protection | None = None,
+    ) -> None:  # fmt: skip
         if plan.aggregation.secure is None:
             raise ValueError("aggregation.secure: expected it to be set, found none")
-        self.intake = Adverts(task)
+        self.intake = Adverts(plan, task)
         self.told: Record = {}  # for the round's record, after `finish`
         self.doubt = ""  # what an operator is told where there were enough hospitals and still no mean
         self._exchange, self._plan, self._secure, self._task, self._state = (
             exchange, plan, plan.aggregation.secure, task, state,
         )  # fmt: skip
-        self._rings, self._note = rings_of(plan, task.clip), folder / NOTE
-        self._mean: State | None = None
+        self._rings, self._folder, self._protection = rings_of(plan, task.clip), folder, protection
+        self._sum: State | None = None
+        self._short = 0.0
         self._nodes: dict[str, int] = {}
-
-    def cohort(self, able: list[str], chosen: list[str]) -> list[str]:
-        """Whom to ask: those chosen, or, where the round was unmasked before, those it was unmasked for, if they are able."""
-        bound = self._unmasked_for()
-        return chosen if bound is None else sorted(bound & set(able))
 
     def finish(self, nodes: Mapping[str, int]) -> bool:
         """Go through the steps with the hospitals that have trained; whether the mean was learned. `nodes`: their numbers by name."""
@@ -108,7 +109,7 @@ class SecureRound:
         roster = self.intake.roster
         threshold, quorum = needed(self._secure.threshold, len(roster)), self._plan.federation.quorum
         fewest = least(self._secure.threshold, len(roster), quorum)
-        if (bound := self._unmasked_for()) is not None:
+        if (bound := unmasked_for(self._folder, self._task.round)) is not None:
             fewest = max(fewest, len(bound))
         self.told = {"members": len(roster), "needed": fewest}
         if not fewest <= len(roster) <= self._secure.hospitals:
@@ -123,10 +124,13 @@ class SecureRound:
         return self._open(total, len(survivors))
 
     def result(self) -> State:
-        """The mean update, float32; ValueError before `finish` has learned it."""
-        if self._mean is None:
+        """The aggregated update, float32; ValueError before `finish` has learned it. To be asked for once."""
+        if self._sum is None:
             raise ValueError("mean of no updates")
-        return self._mean
+        if self._protection is None:
+            return self._sum
+        self._protection.count(self._short, noised=not self._protection.clips)
+        return self._protection.released(self._sum)
 
     def _share(self, roster: Roster, fewest: int) -> dict[str, dict[str, bytes]]:
         """The parcels of each hospital that has answered, by whom they are for."""
@@ -195,7 +199,7 @@ class SecureRound:
 
     def _open(self, total: Vector, survivors: int) -> bool:
         """The mean of the sum without masks; false where no such updates have it."""
-        share, loss, _ = self._rings.totals(total)
+        share, loss, self._short = self._rings.totals(total)
         rounding = survivors / self._rings.tail.scale
         if self._plan.federation.weighting == "uniform" and abs(share - survivors) <= rounding:
             share = float(survivors)
@@ -203,7 +207,7 @@ class SecureRound:
             self.doubt = _DOUBT
             return False
         try:
-            self._mean = self._rings.mean(total, self._state, share)
+            self._sum = self._rings.mean(total, self._state, share, share if self._protection is None else 1.0)
         except RingError:
             self.doubt = _DOUBT
             return False
@@ -252,17 +256,18 @@ class SecureRound:
     def _leave_out(self, name: str, status: str, code: Code) -> None:
         self.intake.entries[name] |= {"status": status, "code": code.value}
 
-    def _unmasked_for(self) -> frozenset[str] | None:
-        """The survivors that this round was unmasked for by an attempt that did not end in a commit."""
-        try:
-            note = json.loads(self._note.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return frozenset(note["survivors"]) if note["round"] == self._task.round else None
-
     def _remember(self, survivors: set[str]) -> None:
         note = {"round": self._task.round, "survivors": sorted(survivors)}
-        write_atomic(self._note, json.dumps(note).encode())
+        write_atomic(self._folder / NOTE, json.dumps(note).encode())
+
+
+def unmasked_for(folder: Path, number: int) -> frozenset[str] | None:
+    """The survivors that a round was unmasked for by an attempt that did not end in a commit, by the note in the run directory."""
+    try:
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return frozenset(note["survivors"]) if note["round"] == number else None
 
 
 def _keys(advert: Advert) -> set[bytes]:

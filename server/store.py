@@ -3,7 +3,8 @@
 plan.yaml                       the resolved plan
 run.json                        name, plan digest, seed, versions, sessions
 rounds.jsonl                    one record a committed round
-checkpoints/round-00007/        record.json; where the round trained, state.safetensors, and step.safetensors if the server's step remembers
+privacy.jsonl                   one line a noised sum, written before it is made (aggregation.privacy)
+checkpoints/round-00007/        record.json; where the round trained, state.safetensors, and step.safetensors if the server's step or SCAFFOLD remembers
 stages/NAME.safetensors         the final weights of each finished stage
 spool/                          updates of the round in flight, where the rule needs all of them at once
 tensorboard/, report.json, report.html, export/, examples.npy (pictures of the report)

@@ -126,7 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _train(sites: list[Path], config: SimConfig, plan: Plan, out: Path, *, resume: bool) -> None:
     console.print(f"{plan.name}: {len(sites)} hospitals, {len(timeline(plan))} rounds, plan {plan.digest[:12]}")
-    settings = RunSettings(out, plan, resume=resume, expected=len(sites))
+    settings = RunSettings(out, plan, resume=resume, expected=len(sites), noise_seed=config.noise_seed)
     with RoundProgress(console, plan) as rounds:
         simulate(sites, settings, config, [rounds.update])
 

@@ -39,6 +39,10 @@ class SimConfig:
     data: Path | None = knob(None, why="folder of the hospitals; --data overrides it")
     concurrent: int = knob(2, unit="hospitals", low=1, high=256, why="hospitals that train at the same time")
     threads: int = knob(1, low=1, high=256, why="CPU threads of each; results are equal only for equal numbers")
+    noise_seed: int | None = knob(
+        None, low=0, high=2**31 - 1,
+        why="repeats the server's noise of aggregation.privacy; who knows it can take the noise off, which the report says",
+    )  # fmt: skip
     gpu_share: float = knob(0.0, low=0.0, high=1.0, why="share of one GPU that each takes; 0 trains on the CPU")
 
 

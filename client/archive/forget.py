@@ -18,6 +18,7 @@ from client.moments import forget_moments
 from client.outbox import forget_outbox
 from client.own import forget_own
 from client.site import Site
+from client.variates import forget_variates
 from cxrbase_model.files import locked
 
 
@@ -54,6 +55,7 @@ def forget(site: Site, patient: str) -> Forgotten:
             forget_residuals(site.private)
             forget_own(site.private)
             forget_mixing(site.private)
+            forget_variates(site.private)
             forget_outbox(site.private)
             forget_held(site.private)
             if spec := recorded_spec(manifest):

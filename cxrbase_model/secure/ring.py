@@ -137,8 +137,8 @@ class Rings:
         share, loss, short = (float(each) for each in self.tail.decode(vector.tail))
         return share, LOSS_SPAN * loss / share if share > 0 else float("nan"), short
 
-    def mean(self, vector: Vector, like: Mapping[str, Tensor], share: float) -> State:
-        """The mean update, float32, of a sum whose weights sum up to `share`; RingError where no updates within the span have it."""
+    def mean(self, vector: Vector, like: Mapping[str, Tensor], share: float, divisor: float) -> State:
+        """The sum over a divisor, float32; RingError where no updates within the span have it whose weights sum up to `share`."""
         state: State = {}
         most, start = share * self.body.span * _SLACK + self.body.parties / self.body.scale, 0
         for name in sorted(like):
@@ -149,7 +149,7 @@ class Rings:
                 sums = self.body.decode(vector.body[start + at : start + at + len(part)])
                 if max(float(sums.max()), -float(sums.min())) > most:
                     raise RingError(f"sum: expected at most {most:g}, found more")
-                part[:] = sums / share
+                part[:] = sums / divisor
             start += len(flat)
         return state
 

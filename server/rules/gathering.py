@@ -12,7 +12,9 @@ from torch import Tensor
 from cxrbase_model.aggregation import AngleMean, BoundedMean, Mean, Rule
 from cxrbase_model.state import State
 from server.aggregate import WeightedMean
+from server.protection import Protection
 from server.rules.linear import AngleWeighted, Bounded, Plain
+from server.rules.noised import Noised
 from server.rules.rank import Ranked
 from server.rules.spool import Spool
 
@@ -33,12 +35,22 @@ class Gathering(Protocol):
 
 
 @contextlib.contextmanager
-def gathering(rule: Rule, state: Mapping[str, Tensor], folder: Path, usual_norm: float | None) -> Iterator[Gathering]:
+def gathering(
+    rule: Rule,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    usual_norm: float | None,
+    protection: Protection | None = None,
+) -> Iterator[Gathering]:
     """What takes in the updates to `state` of one attempt at a round; what it spools to the run directory `folder` goes at the end.
 
-    usual_norm: the median norm of the stage's last rounds, None in its first one.
+    usual_norm: the median norm of the stage's last rounds, None in its first one. protection: what aggregation.privacy asks for, which
+    goes with the mean alone.
     """
-    if isinstance(rule, Mean | BoundedMean | AngleMean):
+    if protection is not None:
+        with WeightedMean({name: state[name] for name in sorted(protection.names)}, folder / SPOOL) as mean:
+            yield Noised(mean, state, protection)
+    elif isinstance(rule, Mean | BoundedMean | AngleMean):
         with WeightedMean(state, folder / SPOOL) as mean:
             yield _linear(rule, mean, state, usual_norm)
     else:

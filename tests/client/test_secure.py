@@ -74,7 +74,7 @@ def test_the_masks_cancel_in_the_sum_and_the_shares_take_off_the_rest(four: Cons
     share, loss, _ = rings.totals(found)
     assert share == pytest.approx(3)
     assert loss == pytest.approx(0.5)
-    mean = rings.mean(found, constant(0), 3.0)["w"]
+    mean = rings.mean(found, constant(0), 3.0, 3.0)["w"]
     assert torch.allclose(mean, torch.tensor((0.25 - 0.5 + 0.125) / 3), atol=1 / rings.body.scale)
 
 

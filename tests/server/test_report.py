@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cxrbase_model.plan import Plan
+from cxrbase_model.protection import HospitalPrivacy
 from cxrbase_model.settings import read
 from server.charts import forest, line_chart
 from server.page import bytes_text, page
+from server.promise import promise
 from server.report import content, summary_text
 
 PLAN = read(
@@ -96,6 +99,24 @@ def test_the_comparison_is_the_mean_over_hospitals(report: dict[str, Any]) -> No
     }
     assert report["hospitals"].keys() == {"north", "<i>south"}
     assert report["total_rounds"] == 4
+
+
+def test_what_was_promised_to_hospitals_is_on_the_page(report: dict[str, Any]) -> None:
+    assert "promised" not in page(report)
+    aggregation = replace(PLAN.aggregation, privacy=HospitalPrivacy(noise_multiplier=2.0))
+    plan = replace(PLAN, aggregation=aggregation, federation=replace(PLAN.federation, weighting="uniform"))
+    told = {
+        "epsilon": 3.14159,
+        "delta": 1e-5,
+        "hospitals": {"<i>south": 3.14159, "north": None},
+        "seeded": True,
+        "sums": 1,
+    }
+    written = page(report | {"privacy": promise(plan, [record(1, "mae", "pretrain", [entry("north")], privacy=told)])})
+    assert "Hospital-level epsilon = 3.14 at delta = 1e-05 after round 1." in written
+    assert "nothing is promised against the server itself" in written
+    assert "was seeded" in written
+    assert "<i>south" not in written
 
 
 def test_a_model_that_no_hospital_could_measure_has_no_mean() -> None:

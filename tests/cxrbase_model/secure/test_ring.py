@@ -39,7 +39,7 @@ def test_the_mean_is_wrong_by_no_more_than_stated(bits: int, span: float, hospit
     assert share == pytest.approx(sum(weights), abs=hospitals / ring.tail.scale)
     assert loss == pytest.approx(0.5, abs=1e-5)
     assert short == 0
-    mean = ring.mean(total, updates[0], share)
+    mean = ring.mean(total, updates[0], share, share)
     stated = hospitals / (2 * ring.body.scale * sum(weights)) * (1 + 1e-5)
     assert hospitals / (2 * ring.body.scale) <= hospitals * span * 50 / (2**bits - 2 - 2 * 50)
     for name in mean:
@@ -102,7 +102,7 @@ def test_a_sum_that_no_updates_have_is_noticed() -> None:
     total = ring.zeros(10_000)
     total.body[:] = rng.integers(0, 2**32, 10_000, dtype=np.uint32)
     with pytest.raises(RingError, match="sum: expected at most 3"):
-        ring.mean(total, {"a": torch.zeros(10_000)}, 3.0)
+        ring.mean(total, {"a": torch.zeros(10_000)}, 3.0, 3.0)
 
 
 def test_under_privacy_the_span_follows_from_clip_and_noise() -> None:

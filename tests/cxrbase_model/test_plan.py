@@ -154,5 +154,5 @@ def test_scaffold_and_privacy_do_not_go_together() -> None:
         schema=1, name="both", data=DataSpec(findings=("Nodule",), image_size=32), privacy=Privacy(),
         stages=(FinetuneStage(init="random", positive_weight=1.0),), federation=Federation(weighting="uniform"),
     )  # fmt: skip
-    with pytest.raises(SettingsError, match="aggregation.scaffold: expected false under privacy"):
+    with pytest.raises(SettingsError, match=r"aggregation\.scaffold: expected false under privacy"):
         replace(plan, aggregation=Aggregation(scaffold=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -32,15 +33,19 @@ from server.store import RunStore
 from sim.grid import LocalGrid, Node
 from sim.tiny import write_tiny_hospital
 
-SECURE = {"threshold": 2, "hospitals": 8, "examples": 100, "deadline": 0.5}
+SECURE = {"threshold": 2, "hospitals": 8, "examples": 100, "deadline": 60.0}
 STAGES = ("secure-shares", "secure-masked", "secure-unmask")
+
+pytestmark = pytest.mark.usefixtures(
+    "clock"
+)  # deadlines are of its time, so that those who are silent cost none of ours
 
 Spoil = Callable[[str, Task, Reply], Reply | None]
 
 
 def plan(rounds: int = 1, secure: dict[str, Any] | None = SECURE, **sections: Any) -> Plan:
     aggregation = sections.pop("aggregation", {}) | ({} if secure is None else {"secure": secure})
-    federation = {"quorum": 3, "deadline": 2, "join_deadline": 5, "repeats": 1} | sections.pop("federation", {})
+    federation = {"quorum": 3, "deadline": 200, "join_deadline": 200, "repeats": 1} | sections.pop("federation", {})
     mapping = {
         "schema": 1, "name": "tiny", "seed": 1,
         "data": {"findings": ["No Finding", "Nodule"], "image_size": 16},
@@ -158,7 +163,7 @@ def test_the_server_is_told_nothing_of_one_hospital_but_its_names_and_rates(tmp_
 
 @pytest.mark.parametrize("stage", ["pretrain", *STAGES])
 def test_a_hospital_that_drops_out_is_done_without(tmp_path: Path, stage: str) -> None:
-    the_plan = plan(federation={"deadline": 1})
+    the_plan = plan()
     cut = run(tmp_path / "cut", the_plan, spoil=silent_at(stage, "b"))
     counts = stage == "secure-unmask"  # its update had come
     assert statuses(cut)["b"] == (("admitted", None) if counts else ("silent", "NO_REPLY"))
@@ -204,7 +209,7 @@ def test_a_round_with_too_few_survivors_is_repeated_with_new_keys(tmp_path: Path
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_round_whose_survivors_stay_too_few_ends_the_run_with_a_reason(tmp_path: Path, stage: str) -> None:
     with pytest.raises(RunFailed, match=r"round 1 \(mae\) had no quorum of 3 in 2 attempts"):
-        run(tmp_path, plan(federation={"deadline": 1}), "abc", silent_at(stage, "b", "c"))
+        run(tmp_path, plan(), "abc", silent_at(stage, "b", "c"))
     assert RunStore(tmp_path / "run", plan()).next_round == 1
 
 
@@ -308,7 +313,7 @@ def test_a_plan_that_asks_for_what_a_sum_cannot_give_is_refused_by_name(sections
 def test_fifty_hospitals_of_which_ten_drop_out(tmp_path: Path) -> None:
     names = [f"h{number:02}" for number in range(50)]
     the_plan = plan(
-        secure=SECURE | {"hospitals": 50, "deadline": 300.0}, federation={"quorum": 40, "weighting": "uniform"}
+        secure=SECURE | {"hospitals": 50, "deadline": 3000.0}, federation={"quorum": 40, "weighting": "uniform"}
     )
     task = Task("pretrain", "run", 1, "mae", 1, "mae", plan_to_text(the_plan), the_plan.digest, "weights")
     sites = {name: read_site(write_tiny_hospital(tmp_path / name, name, the_plan.data)) for name in names}
@@ -325,9 +330,54 @@ def test_fifty_hospitals_of_which_ten_drop_out(tmp_path: Path) -> None:
 
     exchange = Exchange(LocalGrid({number: partial(respond, name) for number, name in enumerate(names)}))
     attempt = SecureRound(exchange, the_plan, task, {"w": torch.zeros(1000)}, tmp_path)
-    for number, message in exchange.ask(dict.fromkeys(range(50), task), 300.0):
+    for number, message in exchange.ask(dict.fromkeys(range(50), task), 3000.0):
         attempt.intake.take(names[number], message, {})
     assert attempt.finish({name: number for number, name in enumerate(names)})
     assert [attempt.told[key] for key in ("members", "needed", "survivors")] == [50, 40, 40]
     mean = sum(number / 100 for number in range(50) if number % 5) / 40
     assert torch.allclose(attempt.result()["w"], torch.tensor(mean), atol=1e-6)
+
+
+PRIVATE = {"clip": 0.5, "noise_multiplier": 0.0}
+UNIFORM = {"weighting": "uniform"}
+
+
+def test_clipped_updates_have_the_same_sum_under_masks(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"federation": UNIFORM, "aggregation": {"privacy": PRIVATE}}
+    the_plan = plan(**how)
+    hidden, plain = run(tmp_path / "hidden", the_plan), run(tmp_path / "plain", plan(secure=None, **how))
+    told, known = hidden.records()[1]["privacy"], plain.records()[1]["privacy"]
+    assert [told[key] for key in ("clip", "divisor")] == [known[key] for key in ("clip", "divisor")] == [0.5, 4]
+    numbers = sum(each.numel() for each in weights(hidden).values())
+    coarse = numbers**0.5 * 8 / 2**32  # what is clipped away so that rounding to steps cannot lengthen an update
+    assert apart(hidden, plain) <= stated(the_plan, 4, 4.0) + 0.5 * (coarse + 2e-5)
+
+
+def test_the_noise_of_hospitals_is_in_the_sum_and_the_count_of_short_updates_is_learned(tmp_path: Path) -> None:
+    private = {
+        "clip": 50.0,
+        "noise_multiplier": 0.02,
+        "noise": "hospitals",
+        "adaptive": {"count_noise": 1.0, "quantile": 0.5},
+    }
+    how: dict[str, Any] = {"federation": UNIFORM | {"quorum": 4}, "aggregation": {"privacy": private}}
+    noised = run(tmp_path / "noised", plan(**how))
+    how["aggregation"] = {"privacy": private | {"noise_multiplier": 0.0}}
+    quiet = run(tmp_path / "quiet", plan(**how))
+    first, second = weights(noised), weights(quiet)
+    noise = torch.cat([(first[name] - second[name]).flatten() for name in first if first[name].numel()])
+    noise = noise[noise != 0]
+    made = the_noise(plan(**how | {"aggregation": {"privacy": private}}))
+    assert len(noise) > 100_000
+    assert float(noise.std()) == pytest.approx(made * 50.0 / 4, rel=0.02)
+    told, known = noised.records()[1]["privacy"], quiet.records()[1]["privacy"]
+    assert known["short"] == pytest.approx(1.0, abs=1e-6), "no update is as long as the clip"
+    assert known["next_clip"] == pytest.approx(50.0 * math.exp(-0.2 * 0.5), rel=1e-6)
+    assert 0 < abs(told["short"] - 1.0) < 0.1
+
+
+def the_noise(the_plan: Plan) -> float:
+    """Standard deviation of the sum's noise, in clips, of four hospitals that add their shares."""
+    privacy = the_plan.aggregation.privacy
+    assert privacy is not None
+    return privacy.share(the_plan.federation.quorum) * 4**0.5

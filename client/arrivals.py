@@ -17,7 +17,7 @@ from cxrbase_model.difference import Pieces, decode_difference, gathered, scatte
 from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.messages import Task
 from cxrbase_model.state import State, digest
-from cxrbase_model.transport import Transport
+from cxrbase_model.transport import Packing, Transport
 
 FOLDER = "held"
 
@@ -37,27 +37,37 @@ def arrived(task: Task, transport: Transport, parameters: int, private: Path | N
 
     private: the hospital's private folder, where they are kept for the next round; None to keep nothing and hold nothing.
     """
-    packing = transport.down(task.kind)
     held = None if private is None or not transport.differs else HeldWeights(private)
-    if not task.base_digest and held is None:
-        return _checked(decode(task.state, packing, parameters), task)
-    if task.base_digest:
-        base = None if held is None else held.find(task.base_digest)
-        if base is None:
+    if held is None:
+        if task.base_digest:
             raise BaseMissing
-        try:
-            pieces = decode_difference(task.state, base, packing.precision, parameters)
-        except CodecError:  # the file may be to blame
-            raise BaseMissing from None
-    else:
-        pieces = gathered(packed(task.state, packing, parameters))
+        return _checked(decode(task.state, transport.down(task.kind), parameters), task)
+    if (own := held.find(task.state_digest)) is not None:  # asked again, after a crash or for want of a quorum
+        with contextlib.suppress(WrongWeights):
+            return _checked(_widened(own), task)
+    pieces = _unpacked(task, transport.down(task.kind), parameters, held)
     try:
-        state = _checked({name: widen(each) for name, each in pieces.items()}, task)
+        state = _checked(_widened(pieces), task)
     except WrongWeights:
         raise (BaseMissing if task.base_digest else WrongWeights) from None
-    if held is not None:
-        held.keep(task.state_digest, pieces, task.round)
+    held.keep(task.state_digest, pieces, task.round)
     return state
+
+
+def _unpacked(task: Task, packing: Packing, parameters: int, held: HeldWeights) -> dict[str, Pieces]:
+    if not task.base_digest:
+        return gathered(packed(task.state, packing, parameters), [packing.precision])
+    base = held.find(task.base_digest)
+    if base is None:
+        raise BaseMissing
+    try:
+        return decode_difference(task.state, base, packing.precision, parameters)
+    except CodecError:  # the file may be to blame
+        raise BaseMissing from None
+
+
+def _widened(pieces: Mapping[str, Pieces]) -> State:
+    return {name: widen(each) for name, each in pieces.items()}
 
 
 class HeldWeights:
@@ -78,12 +88,12 @@ class HeldWeights:
     def keep(self, name: str, pieces: Mapping[str, Pieces], number: int) -> None:
         """Keep packed weights of a round in place of those before; a full disk costs a longer broadcast and not the round."""
         try:
-            if self._file(name).exists():
-                return
             private_folder(self._folder)
             for path in self._folder.iterdir():
                 path.unlink()  # first, for there may be room for one alone
-            write_private(self._file(name), pack(scattered(pieces)), durable=False)
+            write_private(
+                self._file(name), pack(scattered(pieces)), durable=False
+            )  # a power cut costs a longer broadcast
         except OSError:
             log.exception("round %d: the weights could not be kept; the next ones will come whole", number)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cxrbase_model.codec import SCALE, CodecError, pack, quantized, restored, unpack
 from cxrbase_model.state import State
+from cxrbase_model.transport import PRECISIONS
 
 Pieces = tuple[Tensor, ...]  # of one tensor as it is packed
 Bits = NDArray[Any]  # unsigned, as wide as the number
@@ -46,10 +47,27 @@ def widen(pieces: Pieces) -> Tensor:
     return restored(*pieces) if len(pieces) == 2 else pieces[0].float()
 
 
-def gathered(packed: State) -> dict[str, Pieces]:
-    """The pieces of each tensor of a packed state, as `codec.packed` gives it."""
+def gathered(packed: State, precisions: Iterable[str] = PRECISIONS) -> dict[str, Pieces]:
+    """The pieces of each tensor of a packed state, as `codec.packed` gives it; CodecError where they are of none of the precisions."""
     names = [name for name in packed if not name.startswith(SCALE)]
-    return {name: (packed[name], packed[SCALE + name]) if SCALE + name in packed else (packed[name],) for name in names}
+    found: dict[str, Pieces] = {
+        name: (packed[name], packed[SCALE + name]) if SCALE + name in packed else (packed[name],) for name in names
+    }
+    kinds = [_DTYPES[precision] for precision in precisions]
+    if len(packed) != sum(map(len, found.values())) or not all(_is_of(pieces, kinds) for pieces in found.values()):
+        raise CodecError("expected tensors of one precision, with a scale for each row of int8")
+    return found
+
+
+def _is_of(pieces: Pieces, kinds: Iterable[tuple[torch.dtype, ...]]) -> bool:
+    if tuple(piece.dtype for piece in pieces) not in kinds:
+        return False
+    return len(pieces) == 1 or pieces[1].shape == _scales(pieces[0].shape)
+
+
+def _scales(shape: torch.Size) -> torch.Size:
+    """The shape of the scales of an int8 tensor's rows; a vector is one row."""
+    return torch.Size([shape[0] if len(shape) > 1 else 1])
 
 
 def scattered(pieces: Mapping[str, Pieces]) -> State:
@@ -97,7 +115,7 @@ def _decoded(
         blob = sent.get(SCALE * index + name)
         if blob is None or blob.dtype != torch.uint8:
             raise CodecError("expected compressed pieces of each tensor")
-        size = shape if index == 0 else torch.Size([shape[0] if len(shape) > 1 else 1])
+        size = shape if index == 0 else _scales(shape)
         code = _expanded(blob, _UNSIGNED[dtype.itemsize], size.numel())
         yield _uncoded(code, None if before is None else before[index], dtype).reshape(size)
 

@@ -102,6 +102,17 @@ def test_what_is_not_held_or_not_as_it_was_is_asked_for_whole(tmp_path: Path, sp
     assert digest(arrive(difference(3, 2), tmp_path)) == whole(3).state_digest
 
 
+def test_asked_again_for_the_same_weights_a_hospital_takes_those_it_holds(tmp_path: Path) -> None:
+    arrive(whole(1), tmp_path)
+    arrive(difference(2, 1), tmp_path)
+    assert digest(arrive(difference(2, 1), tmp_path)) == whole(2).state_digest
+    _flipped(next((tmp_path / FOLDER).iterdir()))
+    with pytest.raises(BaseMissing):
+        arrive(difference(2, 1), tmp_path)
+    assert digest(arrive(whole(2), tmp_path)) == whole(2).state_digest
+    assert digest(arrive(difference(3, 2), tmp_path)) == whole(3).state_digest
+
+
 def test_a_name_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     arrive(whole(1), tmp_path)
     shutil.copy(next((tmp_path / FOLDER).iterdir()), tmp_path / "other.safetensors")

@@ -103,6 +103,15 @@ def test_the_pieces_of_what_was_packed_are_those_that_were_packed(precision: str
     )
 
 
+def test_what_is_not_packed_so_is_refused() -> None:
+    whole = scattered(pieces(state(), "int8"))
+    less = {name: tensor for name, tensor in whole.items() if name != SCALE + "matrix"}
+    for bad in (less, whole | {SCALE + "new": torch.zeros(1)}, whole | {SCALE + "matrix": torch.zeros(5)}, state()):
+        with pytest.raises(CodecError):
+            gathered(bad, ["int8"])
+    assert same(gathered(whole), gathered(whole, ["int8"]))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_bytes_that_are_no_difference_are_refused(precision: str) -> None:
     base = pieces(state(), precision)

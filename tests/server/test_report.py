@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from typing import Any
 
@@ -161,9 +162,16 @@ def test_the_summary_names_each_hospital_and_model(report: dict[str, Any]) -> No
 
 def test_a_forest_places_values_on_a_scale_from_zero_to_one() -> None:
     drawn = forest({"Nodule": {"a": {"value": 0.5, "low": 0.0, "high": 1.0}, "b": None}}, ["a", "b"], title="t")
-    assert "x1=150.0 x2=410.0" in drawn
-    assert "cx=280.0" in drawn
+    assert "x1='150.0' x2='410.0'" in drawn
+    assert "cx='280.0'" in drawn
     assert "too few patients" in drawn
+
+
+def test_charts_are_well_formed_and_a_seventh_line_looks_like_no_other() -> None:
+    drawn = line_chart({str(number): [(1, number), (2, 3.0)] for number in range(8)}, title="a < b", across="round")
+    kinds = [each.get("class") for each in ElementTree.fromstring(drawn).iter("g")]
+    assert len(kinds) == len(set(kinds)) == 8
+    ElementTree.fromstring(forest({"Nodule": {"a": {"value": 0.5, "low": 0.0, "high": 1.0}}}, ["a"], title="t"))
 
 
 def test_a_chart_leaves_out_what_is_not_finite_and_survives_equal_values() -> None:

@@ -52,7 +52,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     )
     _table(
         "reconstruction",
-        ["seen", "attack", "PSNR", "SSIM", "stranger", "SSIM", "points at", "seconds"],
+        ["seen", "attack", "PSNR", "SSIM", "stranger", "SSIM", "points at", "CPU s"],
         list(view_rows(content)),
     )
     console.print(

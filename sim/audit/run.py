@@ -166,17 +166,17 @@ class Audit:
     def _kept(
         self, name: str, make: Callable[[], tuple[Content, Arrays]], told: Callable[[str], None] | None = None
     ) -> Content:
-        """A part's content, made where it is not on disk yet; `seconds` is how long that took."""
+        """A part's content, made where it is not on disk yet; `seconds` is the processor time that it took."""
         file = self.parts / f"{name}.json"
         if not file.exists():
             if told:
                 told(name)
-            started = time.monotonic()
+            started = time.process_time()
             content, arrays = make()
             part = self.parts / f"{name}.part.npz"
             np.savez(part, **arrays)  # type: ignore[arg-type]  # numpy means its own keyword
             part.rename(self.parts / f"{name}.npz")
-            content["seconds"] = round(time.monotonic() - started, 1)
+            content["seconds"] = round(time.process_time() - started, 1)
             write_private(file, json.dumps(content).encode())
         found: Content = json.loads(file.read_text(encoding="utf-8"))
         return found

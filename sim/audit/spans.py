@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cxrbase_model.vit import unpatchify
 from sim.audit.inversion import EMBED, Attacker, Effort, Gradient, minimised, outside, roughness
 
-_GAP = 1e-2  # at least between the last singular value that the tokens explain and the next, which is rounding
+_ROUNDING = 2e-7  # singular values of a float32 gradient below this share of the largest are rounding
 _SOLVABLE = 1e-3  # singular values of the place equations below this share of the largest are rounding
 _FOUND = 1e-9  # mean share of the inputs outside their spans at which a search is over
 _SMOOTH = 0.1  # weight of the total variation at a search's beginning
@@ -61,9 +61,10 @@ def by_spans(attacker: Attacker, seen: Gradient, effort: Effort) -> Tensor | Non
 
 
 def span(seen: Gradient, layer: str, tokens: int) -> Tensor | None:
-    """An orthonormal basis [tokens, I + 1] of a linear layer's inputs with a one, from the gradient of its weight and bias.
+    """An orthonormal basis [K, I + 1] of a linear layer's inputs with a one, from the gradient of its weight and bias.
 
-    None where the layer is not trained, the tokens are too many to be confined, or no gap shows where they end.
+    K is at most the number of tokens; tokens that are alike, such as black patches, make it less. None where the layer is not
+    trained, or the rows do not end in rounding after as many as there are tokens: there are too many, or there is noise.
     """
     if f"{layer}.weight" not in seen or f"{layer}.bias" not in seen:
         return None
@@ -71,7 +72,8 @@ def span(seen: Gradient, layer: str, tokens: int) -> Tensor | None:
     if tokens >= min(rows_OI.shape):
         return None
     _, sizes, basis = torch.linalg.svd(rows_OI, full_matrices=False)
-    return basis[:tokens] if sizes[tokens] < _GAP * sizes[tokens - 1] else None
+    rank = int((sizes > _ROUNDING * sizes[0]).sum())
+    return basis[:rank] if 0 < rank <= tokens else None
 
 
 def chart(model: Any, patches_KI: Tensor, inputs_KI: Tensor) -> Chart:

@@ -17,6 +17,7 @@ from server.board import Board
 from server.exchange import Exchange, Stopped
 from server.live import Live
 from server.rounds import Observer, RoundLoop, RunFailed
+from server.stage_model import unmatched
 from server.store import RunStore, StoreError
 
 _LOOKS = 50  # tenths of a second
@@ -75,6 +76,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _run(
     grid: Grid, settings: RunSettings, live: Live, observers: Iterable[Observer], should_stop: Callable[[], bool]
 ) -> None:
+    if problem := unmatched(settings.plan):
+        raise RunFailed(problem)
     if settings.resume:
         store = RunStore.resume(settings.folder, settings.plan)
     else:

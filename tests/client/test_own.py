@@ -31,7 +31,7 @@ def cache(site: Site) -> Cache:
 @pytest.fixture
 def local_plan(plan: Plan) -> Plan:
     """The norms and the decoder stay in the hospital."""
-    return replace(plan, aggregation=replace(plan.aggregation, keep_local=("*norm*", "decoder.*")))
+    return replace(plan, aggregation=replace(plan.aggregation, keep_local=("*norm*", "decoder_*")))
 
 
 @pytest.fixture

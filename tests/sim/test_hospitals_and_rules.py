@@ -23,7 +23,7 @@ from sim.tiny import write_tiny_hospital
 EVERYTHING = {
     "aggregation": {
         "rule": {"kind": "geometric-median"}, "step": {"kind": "fedavgm", "momentum": 0.1}, "proximal": 0.01, "mixing": 0.01,
-        "keep_local": ["decoder.*"],
+        "keep_local": ["decoder_*"],
     },
     "transport": {"broadcast": "bf16", "update": "int8", "compress": "zstd"},
 }  # fmt: skip

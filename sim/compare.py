@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.plan import FinetuneStage, Plan, read_plan
+from cxrbase_model.privacy import Privacy
 from cxrbase_model.settings import SettingsError, digest, knob, load_yaml, read, to_mapping
 from sim.config import FolderHospitals, PhantomHospitals
 from sim.partition import Even, Partition
@@ -29,6 +30,7 @@ class Rule:
     name: str = knob(why="names the rule in tables and files")
     aggregation: Aggregation = knob(factory=Aggregation, why="as in a plan")
     outlier: float | None = knob(None, low=1.0, why="as federation.outlier in a plan")
+    privacy: Privacy | None = knob(None, why="as in a plan: differential privacy of patients or pictures")
     pooled: bool = knob(False, why="all pictures in one hospital instead: what the rules are measured against")
 
 
@@ -153,8 +155,9 @@ def plan_of(plan: Plan, job: Job) -> Plan:
         federation = dataclasses.replace(federation, quorum=1)
     last = dataclasses.replace(plan.stages[-1], rounds=job.part.rounds or plan.stages[-1].rounds)
     return dataclasses.replace(
-        plan, seed=job.seed, federation=federation, aggregation=job.rule.aggregation, stages=(*plan.stages[:-1], last)
-    )
+        plan, seed=job.seed, federation=federation, aggregation=job.rule.aggregation, privacy=job.rule.privacy,
+        stages=(*plan.stages[:-1], last),
+    )  # fmt: skip
 
 
 def mark(config: CompareConfig, plan: Plan, job: Job, data: Path) -> str:

@@ -76,6 +76,11 @@ def silent_at(stage: str, *names: str) -> Spoil:
     return lambda name, task, reply: None if task.kind == stage and name in names else reply
 
 
+def refusing_at(stage: str, *names: str) -> Spoil:
+    """Hospitals that answer a step with a code."""
+    return lambda name, task, reply: refusal(name, task, Code.FAILED) if task.kind == stage and name in names else reply
+
+
 def run(
     folder: Path, the_plan: Plan, names: Iterable[str] = "abcd", spoil: Spoil = honest, *, resume: bool = False
 ) -> RunStore:
@@ -195,7 +200,7 @@ def test_a_round_with_too_few_survivors_is_repeated_with_new_keys(tmp_path: Path
         if task.kind == "pretrain" and name == "a":
             adverts.append(reply.update)
         if task.kind == stage and name == "b" and len(adverts) == 1:
-            return None
+            return refusal(name, task, Code.FAILED)
         asked.append(task.kind)
         return reply
 
@@ -209,7 +214,7 @@ def test_a_round_with_too_few_survivors_is_repeated_with_new_keys(tmp_path: Path
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_round_whose_survivors_stay_too_few_ends_the_run_with_a_reason(tmp_path: Path, stage: str) -> None:
     with pytest.raises(RunFailed, match=r"round 1 \(mae\) had no quorum of 3 in 2 attempts"):
-        run(tmp_path, plan(), "abc", silent_at(stage, "b", "c"))
+        run(tmp_path, plan(), "abc", refusing_at(stage, "b", "c"))
     assert RunStore(tmp_path / "run", plan()).next_round == 1
 
 

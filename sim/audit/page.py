@@ -62,9 +62,10 @@ def page(content: Content, arrays: Mapping[str, Mapping[str, NDArray[np.float32]
 def headlines(content: Content) -> Iterable[dict[str, str]]:
     """The few numbers to begin with."""
     for training in content["trainings"]:
-        best = max(each["bound"]["epsilon"] for each in training["attacks"].values() if "bound" in each)
+        proved = {name: each["bound"]["epsilon"] for name, each in training["attacks"].items() if "bound" in each}
+        name = max(proved, key=proved.__getitem__)
         upper = f"at most {training['upper']:.2f} is stated" if "upper" in training else "nothing is stated"
-        yield {"number": f"ε ≥ {best:.2f}", "text": f"{training['name']}: measured; {upper}"}
+        yield {"number": f"ε ≥ {proved[name]:.2f}", "text": f"{training['name']}: by {ATTACKS[name][0]}; {upper}"}
     views = content["views"]
     if views:
         sharp = sum(mean(view["attempts"][view["best"]]["ssim"]) > 0.9 for view in views)

@@ -17,7 +17,8 @@ def sheet(views: Sequence[Mapping[str, Any]], arrays: Mapping[str, Mapping[str, 
     """A row for each view: its name, then up to four originals, each with what was recovered of it on its right."""
     pair = 2 * _SIDE + 3 * _GAP
     height = _SIDE + 2 * _LINE + _GAP
-    result = Image.new("L", (_PAIRS * pair, max(1, len(views)) * height), 24)
+    most = max((len(each["truth"]) for each in arrays.values()), default=0)
+    result = Image.new("L", (max(2, min(most, _PAIRS)) * pair, max(1, len(views)) * height), 24)
     font = ImageFont.load_default(13)
     for row, view in enumerate(views):
         top = row * height

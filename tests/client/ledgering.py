@@ -28,6 +28,15 @@ PLAN = Plan(
 TASK = Task("finetune", "run", 1, "detect", 1, "detect", plan_to_text(PLAN), PLAN.digest)
 
 
+def promised(plan: Plan, **privacy: Any) -> Plan:
+    """The plan with a guarantee, and with what a guarantee asks of its stages."""
+    stages = (
+        replace(stage, positive_weight=1.0, label_fraction=1.0) if isinstance(stage, FinetuneStage) else stage
+        for stage in plan.stages
+    )
+    return replace(plan, stages=tuple(stages), privacy=Privacy(**privacy))
+
+
 def site_in(private: Path, **policy: object) -> Site:
     """A hospital without anything but a private folder and a policy."""
     settings = Policy(plans="any", **policy)  # type: ignore[arg-type]  # the tests name what a policy has

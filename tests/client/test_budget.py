@@ -15,13 +15,14 @@ from client.accounting import Account, epsilon
 from client.app import answer
 from client.budget import ledger_of, rehearsal, reserve, standing, told, told_left
 from client.ledger import LedgerError
+from client.outbox import Outbox
 from client.policy import Refused
 from client.release import leave
 from client.site import Policy, Site
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.plan import Plan, plan_to_text
-from cxrbase_model.privacy import Mechanism, Privacy
-from tests.client.ledgering import PLAN, TASK, reply_to, run, site_in
+from cxrbase_model.privacy import Mechanism
+from tests.client.ledgering import PLAN, TASK, promised, reply_to, run, site_in
 from tests.client.pld import loss_epsilon, renyi_epsilon
 from tests.client.serving import Authority, joined
 
@@ -141,10 +142,8 @@ def test_loss_and_rates_do_not_leave_beside_an_update_with_a_guarantee(tmp_path:
 def test_each_answer_has_its_line_before_it_leaves(
     site: Site, task_for: Callable[..., Task], stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from client import app
-
     seen: list[list[str]] = []
-    monkeypatch.setattr(app.Outbox, "keep", lambda self, reply: seen.append(kinds(site)))
+    monkeypatch.setattr(Outbox, "keep", lambda self, reply: seen.append(kinds(site)))
     reply = answer(task_for(stage), site)
     assert reply.code is None
     expected = {"describe": "description", "mae": "unprotected", "detect": "unprotected", "test": "evaluation"}[stage]
@@ -233,7 +232,7 @@ def test_where_the_policy_asks_for_patients_a_plan_for_patients_passes_up_to_the
     site: Site, plan: Plan, task_for: Callable[..., Task]
 ) -> None:
     """The whole way of a training under a guarantee: reserved, trained, committed; and refused, before it begins, once it is too much."""
-    private = replace(plan, privacy=Privacy())
+    private = promised(plan)
     strict = replace(site, policy=Policy(plans="any", epsilon=1e-6))
     reply = answer(task_for("detect", plan=private), strict)
     assert (reply.code, reply.update) == (Code.BUDGET, b"")

@@ -89,7 +89,7 @@ def test_the_ledger_has_the_entry_of_the_round(
     from client.ledger import Ledger
 
     assert answer(task_for("detect", plan=private()), site).code is None
-    (entry,) = Ledger(site.private).spent()
+    (entry,) = (each for each in Ledger(site.private).entries() if each.kind == "reserve")
     assert (entry.stage, entry.round, entry.noise, entry.rate, entry.steps) == ("detect", 1, 1.0, 8 / WITH_LABELS, 2)
 
 

@@ -27,8 +27,8 @@ from client.site import Site, read_site
 from client.statement import page, plain, size
 from cxrbase_model.messages import Task
 from cxrbase_model.plan import Plan, plan_to_text
-from cxrbase_model.privacy import Mechanism, Privacy
-from tests.client.ledgering import TASK, reply_to
+from cxrbase_model.privacy import Mechanism
+from tests.client.ledgering import TASK, promised, reply_to
 
 ONE = Mechanism("patient", 1.0, 0.05, 20)
 
@@ -225,7 +225,7 @@ def test_beginning_again_is_for_broken_ledgers_alone_and_costs_every_guarantee(
 def test_the_check_says_what_is_left_and_what_a_plan_would_cost(site: Site, plan: Plan) -> None:
     strict = replace(site, policy=replace(site.policy, epsilon=8.0))
     trained(strict, 1)
-    private = replace(plan, privacy=Privacy(noise_multiplier=4.0))
+    private = promised(plan, noise_multiplier=4.0)
     items = {item.name: item for item in preflight(strict, private)}
     assert items["ledger"].text == "2 lines, complete and unaltered"
     assert re.fullmatch(
@@ -233,7 +233,7 @@ def test_the_check_says_what_is_left_and_what_a_plan_would_cost(site: Site, plan
     )
     assert items["privacy of the plan"].passed
     assert "policy.epsilon allows 8.00" in items["privacy of the plan"].text
-    weak = replace(plan, privacy=Privacy(noise_multiplier=0.3))
+    weak = promised(plan, noise_multiplier=0.3)
     assert not {item.name: item for item in preflight(strict, weak)}["privacy of the plan"].passed
     assert not {item.name: item for item in preflight(strict, plan)}["privacy of the plan"].passed
     loose = {item.name: item for item in preflight(replace(strict, policy=replace(strict.policy, delta=0.01)), plan)}
@@ -253,7 +253,7 @@ def test_a_delta_that_could_publish_a_patient_is_told(site: Site, monkeypatch: p
 
 def test_a_forecast_is_the_sum_of_all_rounds_of_all_trainings(site: Site, plan: Plan) -> None:
     cache = Cache.open(site.cache_folder)
-    private = replace(plan, privacy=Privacy(noise_multiplier=2.0))
+    private = promised(plan, noise_multiplier=2.0)
     pretraining, finetuning = mechanisms(private, site, cache)
     assert pretraining == Mechanism("patient", 2.0, 8 / 18, 3 * 5), "18 patients, two epochs in steps of 8"
     assert (finetuning.rate, finetuning.steps) == (1.0, 3)
@@ -267,7 +267,7 @@ def test_plans_that_wait_are_shown_with_their_cost(
     site: Site, plan: Plan, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = site_file(site, plans="ask", epsilon=8)
-    private = replace(plan, privacy=Privacy(noise_multiplier=2.0))
+    private = promised(plan, noise_multiplier=2.0)
     Approvals(site.private).ask(private)
     Approvals(site.private).ask(plan)
     out = told(["plans", file], capsys)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.app import answer
+from client.guard import Noise
 from client.outbox import FOLDER, Outbox, forget_outbox
 from client.site import Site
 from cxrbase_model.codec import pack
@@ -25,9 +26,9 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     done: list[str] = []
 
-    def performed(task: Task, site: Site) -> Reply:
+    def performed(task: Task, site: Site, noise: Noise) -> Reply:
         done.append(task.kind)
-        return worked(task, site)
+        return worked(task, site, noise)
 
     worked = app.perform
     monkeypatch.setattr(app, "perform", performed)

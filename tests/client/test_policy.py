@@ -20,8 +20,9 @@ from client.site import Policy, Site
 from client.work import train
 from cxrbase_model.engine import Runtime
 from cxrbase_model.messages import Code, Task
-from cxrbase_model.plan import Plan, Privacy, plan_to_text
+from cxrbase_model.plan import Plan, plan_to_text
 from cxrbase_model.settings import SettingsError, read
+from tests.client.ledgering import promised
 
 TaskFor = Callable[..., Task]
 
@@ -79,11 +80,11 @@ def test_where_privacy_is_required_no_training_without_a_guarantee_runs(
 
 
 def test_a_guarantee_for_pictures_is_not_enough_where_one_for_patients_is_asked_for(site: Site, plan: Plan) -> None:
-    pictures = replace(plan, privacy=Privacy(unit="picture"))
+    pictures = promised(plan, unit="picture")
     assert "policy.unit is patient" in objection(pictures, "mae", allowing(site, epsilon=8.0))
     assert objection(pictures, "mae", allowing(site, epsilon=8.0, unit="picture")) == ""
     for unit in ("patient", "picture"):
-        assert objection(replace(plan, privacy=Privacy()), "mae", allowing(site, epsilon=8.0, unit=unit)) == ""
+        assert objection(promised(plan), "mae", allowing(site, epsilon=8.0, unit=unit)) == ""
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from cxrbase_model.plan import Plan
 from cxrbase_model.protection import HospitalPrivacy
 from cxrbase_model.settings import read
+from cxrbase_model.transport import Transport
 from server.charts import forest, line_chart
 from server.page import bytes_text, page
 from server.promise import promise
@@ -105,7 +106,8 @@ def test_the_comparison_is_the_mean_over_hospitals(report: dict[str, Any]) -> No
 def test_what_was_promised_to_hospitals_is_on_the_page(report: dict[str, Any]) -> None:
     assert "promised" not in page(report)
     aggregation = replace(PLAN.aggregation, privacy=HospitalPrivacy(noise_multiplier=2.0))
-    plan = replace(PLAN, aggregation=aggregation, federation=replace(PLAN.federation, weighting="uniform"))
+    federation = replace(PLAN.federation, weighting="uniform")
+    plan = replace(PLAN, aggregation=aggregation, federation=federation, transport=Transport())
     told = {
         "epsilon": 3.14159,
         "delta": 1e-5,

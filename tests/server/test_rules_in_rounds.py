@@ -111,7 +111,7 @@ def test_all_start_from_the_same_coarse_weights_and_small_steps_still_add_up(tmp
             assert seen[-1][1] == task.state_digest
         return reply
 
-    transport = {"broadcast": precision, "update": precision, "compress": "zstd"}
+    transport = {"broadcast": precision, "update": precision, "compress": "zstd", "difference": False}
     nodes = [hospital(name, 1e-5, 10, look) for name in "abc"]
     store = run(tmp_path, nodes, planned(short_plan(), transport=transport))
     assert moved(store) == pytest.approx(3e-5, rel=0.02), "a step below the resolution of a weight"
@@ -130,7 +130,9 @@ def test_an_evaluation_is_of_the_very_weights_that_are_kept(tmp_path: Path) -> N
         return reply
 
     nodes = [hospital(name, 1e-3, 10, look) for name in "ab"]
-    store = run(tmp_path, nodes, planned(plan(), transport={"broadcast": "int8", "compress": "zstd"}))
+    store = run(
+        tmp_path, nodes, planned(plan(), transport={"broadcast": "int8", "compress": "zstd", "difference": False})
+    )
     assert {digest(each) for each in weights} == {digest(store.stage_state("detect"))}
 
 

@@ -54,6 +54,7 @@ def plan(rounds: int = 1, secure: dict[str, Any] | None = SECURE, **sections: An
         },
         "stages": [{"kind": "pretrain", "name": "mae", "rounds": rounds, "batch_size": 8, "optimizer": {"lr": 0.02}}],
         "federation": federation, "aggregation": aggregation,
+        "transport": {"broadcast": "float32", "update": "float32", "compress": "none"},
     } | sections  # fmt: skip
     return read(Plan, mapping)
 

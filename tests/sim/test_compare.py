@@ -118,7 +118,7 @@ def test_each_job_is_a_real_run_whose_record_says_what_the_server_saw(done: Path
     nan, flipped = (bench.do(each) for each in list(jobs(bench.config))[2:4])
     assert nan.rejected == {"NOT_FINITE": 2}
     assert flipped.rejected == {}
-    assert nan.sent[-1] == nan.received[-1] > 100_000
+    assert nan.sent[-1] > nan.received[-1] > 20_000
     assert len(nan.curve) == 1, "the end alone is tested where no curve is drawn"
     assert nan.stopped == ""
 

@@ -25,6 +25,9 @@ from tests.sim.test_hospitals_and_rules import node, plan
 ADAPTIVE = {"clip": 1e-3, "noise_multiplier": 0.4, "adaptive": {"lr": 0.5, "count_noise": 2.0}}
 
 
+EXACT = {"broadcast": "float32", "update": "float32", "compress": "none"}
+
+
 def run(folder: Path, privacy: dict[str, Any], **sections: Any) -> RunStore:
     federation = {"quorum": 3, "deadline": 60, "join_deadline": 60, "weighting": "uniform"}
     stages = [
@@ -32,7 +35,7 @@ def run(folder: Path, privacy: dict[str, Any], **sections: Any) -> RunStore:
         {"kind": "finetune", "name": "detect", "rounds": 2, "batch_size": 8, "trains": "head"},
         {"kind": "evaluate", "name": "test"},
     ]
-    the_plan = plan(federation=federation, stages=stages, aggregation={"privacy": privacy} | sections)
+    the_plan = plan(federation=federation, stages=stages, aggregation={"privacy": privacy} | sections, transport=EXACT)
     sites = [read_site(write_tiny_hospital(folder / name, name, the_plan.data)) for name in ("a", "b", "c")]
     store = RunStore.create(folder / "run", the_plan)
     grid = LocalGrid({number: node(site) for number, site in enumerate(sites)})

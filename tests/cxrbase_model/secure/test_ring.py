@@ -110,7 +110,7 @@ def test_under_privacy_the_span_follows_from_clip_and_noise() -> None:
     plain = planned({"secure": secure})
     assert rings_of(plain, None).body.span == 5.0
     private = planned({"secure": secure, "privacy": {"clip": 0.5, "noise_multiplier": 2.0, "noise": "hospitals"}})
-    assert rings_of(private, 0.5).body.span == pytest.approx(0.5 * (1 + 9 * 2.0 / np.sqrt(3)))
+    assert rings_of(private, 0.5).body.span == pytest.approx(0.5 * (1 + 9 * 2.0 / np.sqrt(2)))
     trusting = planned({"secure": secure, "privacy": {"clip": 0.5, "noise_multiplier": 2.0}})
     assert rings_of(trusting, 0.5).body.span == 0.5
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ class Audit:
             content["trainings"].append(self._training(noise, pool, told))
         write_private(self.out / "audit.json", json.dumps(content, indent=1).encode())
         shown = {view.name: self._arrays(_file_name("view", view.name)) for view in self.config.inversion.views}
-        sheet(content["views"], shown).save(self.out / "pictures.png")
+        drawn = BytesIO()
+        sheet(content["views"], shown).save(drawn, "PNG")
+        write_private(self.out / "pictures.png", drawn.getvalue())
         write_private(self.out / "report.html", page(content, shown).encode())
         return content
 

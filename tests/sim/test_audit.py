@@ -62,6 +62,8 @@ def test_an_audit_writes_its_report_and_goes_on_where_it_stopped(
     with Image.open(out / "pictures.png") as sheet:
         assert sheet.size[0] > 100
     assert (out / "parts").stat().st_mode & 0o077 == 0, "recovered pictures are the owner's alone"
+    for name in ("report.html", "pictures.png", "audit.json"):
+        assert (out / name).stat().st_mode & 0o077 == 0
     parts = {path.name: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
     (out / "parts" / "view-one.json").unlink()
     capsys.readouterr()

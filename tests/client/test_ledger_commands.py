@@ -256,7 +256,7 @@ def test_a_forecast_is_the_sum_of_all_rounds_of_all_trainings(site: Site, plan: 
     private = promised(plan, noise_multiplier=2.0)
     pretraining, finetuning = mechanisms(private, site, cache)
     assert pretraining == Mechanism("patient", 2.0, 8 / 18, 3 * 5), "18 patients, two epochs in steps of 8"
-    assert (finetuning.rate, finetuning.steps) == (1.0, 3)
+    assert (finetuning.rate, finetuning.steps) == (0.5, 3 * 2), "16 of them have labels"
     assert mechanisms(plan, site, cache) == ()
     now = standing(site)
     assert cost(private, site, cache, now)[0] == now.after(pretraining, finetuning)

@@ -44,7 +44,7 @@ federation: {quorum: 2, deadline: 120, join_deadline: 120, keep_checkpoints: 2}
 """
 CONFIG = """
 plan: plan.yaml
-hospitals: {kind: phantom, count: 2, pictures: 40, seed: 1}
+hospitals: {kind: phantom, count: 2, pictures: 80, seed: 1}
 data: hospitals
 concurrent: 2
 threads: 1

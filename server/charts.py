@@ -12,7 +12,12 @@ Interval = Mapping[str, float]  # value, low, high
 
 _WIDTH, _HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 32  # margins of a line chart
-_NAMES, _ROW, _GAP = 150, 15, 9  # a forest plot: room for names, height of one hospital, gap between groups
+_NAMES, _LETTER, _ROW, _GAP = (
+    150,
+    6.4,
+    15,
+    9,
+)  # a forest plot: least room for names, width of a letter, height of one hospital, gap between groups
 
 
 def line_chart(series: Mapping[str, Points], *, title: str, across: str, bold: str | None = None) -> Markup:
@@ -58,9 +63,11 @@ def forest(groups: Mapping[str, Mapping[str, Interval | None]], names: Sequence[
 
     None is a value that could not be computed. The dashed line at 0.5 is chance.
     """
+    room = max(_NAMES, 14 + math.ceil(_LETTER * max((len(group) for group in groups), default=0)))
+    width = _WIDTH + room - _NAMES
     height = _TOP + sum(len(names) * _ROW + _GAP for _ in groups) + _BOTTOM
-    x_of = Scale(0.0, 1.0, _NAMES, _WIDTH - _RIGHT)
-    parts = [_svg_open(_WIDTH, height, title)]
+    x_of = Scale(0.0, 1.0, room, width - _RIGHT)
+    parts = [_svg_open(width, height, title)]
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         kind = "chance" if tick == 0.5 else "grid"
         x = x_of(tick)
@@ -69,11 +76,11 @@ def forest(groups: Mapping[str, Mapping[str, Interval | None]], names: Sequence[
     top = float(_TOP)
     for group, values in groups.items():
         middle = top + len(names) * _ROW / 2
-        parts.append(f"<text x='{_NAMES - 8}' y='{middle + 4:.1f}' text-anchor='end'>{escape(group)}</text>")
+        parts.append(f"<text x='{room - 8}' y='{middle + 4:.1f}' text-anchor='end'>{escape(group)}</text>")
         for index, name in enumerate(names):
             parts.append(_whisker(values.get(name), name, f"c{index % 6}", x_of, top + (index + 0.5) * _ROW))
         top += len(names) * _ROW + _GAP
-    middle = (_NAMES + _WIDTH - _RIGHT) / 2
+    middle = (room + width - _RIGHT) / 2
     parts.append(f"<text x='{middle}' y='{height - 2}' text-anchor='middle'>AUROC</text>")
     return Markup("".join(parts) + "</svg>")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -28,36 +28,43 @@ _CURVES = {  # what is drawn of each kind of stage: key of an entry or of its me
 }
 
 
+def environment(*packages: str) -> Environment:
+    """Where templates are, those of the packages named first; the page's style and its tables are the server's. Everything is escaped."""
+    loader = ChoiceLoader([PackageLoader(package) for package in (*packages, "server")])
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
 def page(report: Report, reconstructions: Sequence[Triple] = ()) -> str:
     """The whole page; everything that came over the wire is escaped."""
-    environment = Environment(
-        loader=PackageLoader("server"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     sites = list(report["hospitals"])
     found = report["evaluations"]
     rounds = [record for record in report["rounds"] if record["kind"] != "describe"]
-    return environment.get_template("report.html").render(
-        run=report["run"],
-        warning=SEEDED_TEXT if report["run"].get("seeded_noise") else "",
-        sites=sites,
-        progress=_progress(report),
-        headlines=list(_headlines(report, rounds)),
-        legend=legend(sites),
-        training_legend=legend(sites, _EVERYONE),
-        models=list(found),
-        forests=list(_forests(found, sites)) if found else [],
-        figures=list(_figures(found, sites)),
-        curves=list(_curves(rounds, sites)),
-        triples=[[_png(picture) for picture in triple] for triple in reconstructions],
-        pictures=list(_pictures(report["hospitals"])),
-        labels=list(_labels(report, sites)),
-        stages=list(_stages(report, rounds)),
-        exclusions=list(_exclusions(report["hospitals"])),
-        rejections=list(_rejections(report["rounds"])),
-        rounds=[_round(record) for record in report["rounds"]],
-        privacy=report["privacy"],
-        protected=list(_protected(report["privacy"])),
-        plan_text=yaml.safe_dump(report["plan"], sort_keys=False),
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            run=report["run"],
+            warning=SEEDED_TEXT if report["run"].get("seeded_noise") else "",
+            sites=sites,
+            progress=_progress(report),
+            headlines=list(_headlines(report, rounds)),
+            legend=legend(sites),
+            training_legend=legend(sites, _EVERYONE),
+            models=list(found),
+            forests=list(_forests(found, sites)) if found else [],
+            figures=list(_figures(found, sites)),
+            curves=list(_curves(rounds, sites)),
+            triples=[[_png(picture) for picture in triple] for triple in reconstructions],
+            pictures=list(_pictures(report["hospitals"])),
+            labels=list(_labels(report, sites)),
+            stages=list(_stages(report, rounds)),
+            exclusions=list(_exclusions(report["hospitals"])),
+            rejections=list(_rejections(report["rounds"])),
+            rounds=[_round(record) for record in report["rounds"]],
+            privacy=report["privacy"],
+            protected=list(_protected(report["privacy"])),
+            plan_text=yaml.safe_dump(report["plan"], sort_keys=False),
+        )
     )
 
 

@@ -9,7 +9,6 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,6 +21,7 @@ from cxrbase_model.plan import FinetuneStage, PretrainStage
 from cxrbase_model.predict import attention_maps, predict, reconstruct
 from cxrbase_model.state import load_state
 from server.charts import Interval, forest
+from server.page import environment
 from sim.study import Bench, Job, Pool
 from sim.study_table import Line, shares, unseen
 
@@ -39,16 +39,17 @@ _SHARES = (
 
 def page(bench: Bench) -> str:
     """The whole page, self-contained."""
-    environment = Environment(
-        loader=PackageLoader("sim"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     pool = next(iter(bench.pools.values()))
     parts = [(*_UNSEEN, unseen(bench)), (*_SHARES, shares(bench))]
-    return environment.get_template("study.html").render(
+    return environment("sim").get_template("study.html").render(
         name=bench.plan.name,
         hospitals=pool.names,
         seeds=bench.config.seeds,
-        parts=[(heading, text, _chart(lines), [head, *(line.cells for line in lines)]) for heading, text, (head, lines) in parts if lines],
+        parts=[
+            (heading, text, _chart(lines), head, [line.cells for line in lines])
+            for heading, text, (head, lines) in parts
+            if lines
+        ],
         finding=bench.plan.data.findings[0],
         pictures=list(_pictures(bench)),
     )  # fmt: skip

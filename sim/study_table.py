@@ -82,7 +82,7 @@ def shares(bench: Bench) -> Table:
                 auc, cells = found
                 start = "pretrained" if job.recipe.init == "mae" else "scratch"
                 first = (f"{job.labels:.0%}", job.stage, start, hospital)
-                lines.append(Line(f"{hospital} {job.labels:.0%} {start}"[:24], (*first, *cells), auc))
+                lines.append(Line(f"{hospital}: {job.labels:.0%}, {job.stage}, {start}", (*first, *cells), auc))
     return head, lines
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
 from server.charts import legend
+from server.page import environment
 from sim.audit.charts import bounds_chart, roc_chart
 
 Content = dict[str, Any]
@@ -37,11 +37,9 @@ _SHOWN = 8  # pictures of a view
 
 def page(content: Content, arrays: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> str:
     """The whole page."""
-    environment = Environment(
-        loader=PackageLoader("sim"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     used = [name for name in ATTACKS if any(name in each["attacks"] for each in content["trainings"])]
-    return environment.get_template("audit.html").render(
+    template = environment("sim").get_template("audit.html")
+    return template.render(
         content=content,
         headlines=list(headlines(content)),
         bounds=list(bound_rows(content)),

@@ -14,10 +14,8 @@ from cxrbase_model.clipping import MARGIN, clip_, is_short
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.plan import Plan
-from cxrbase_model.protection import HospitalPrivacy
+from cxrbase_model.protection import TAILS, HospitalPrivacy
 from cxrbase_model.state import State, is_finite
-
-_TAILS = 9  # standard deviations that secure aggregation has room for, as `secure.ring` has it
 
 
 def protect(update: State, plan: Plan, task: Task, names: Collection[str]) -> State:
@@ -60,7 +58,7 @@ def _coarseness(plan: Plan, numbers: int) -> float:
     secure, privacy = plan.aggregation.secure, plan.aggregation.privacy
     if secure is None or privacy is None:
         return 0.0
-    span: float = 1 + _TAILS * privacy.share(plan.federation.quorum)
+    span: float = 1 + TAILS * privacy.share(plan.federation.quorum)
     added: float = math.sqrt(numbers) * secure.hospitals * span / 2**secure.bits  # half a step for each number
     if added >= 0.5:
         raise Refused(Code.SPAN)

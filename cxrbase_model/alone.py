@@ -86,7 +86,7 @@ def train_plan(plan: Plan, arrays: Arrays, out: Path, runtime: Runtime) -> Itera
             if plan.privacy is not None:
                 spent.append(_mechanism(plan, plan.privacy, item.stage, arrays))
     if plan.privacy is not None:
-        yield f"privacy: epsilon {epsilon(spent, DELTA):.3g} at delta {DELTA:g} for each {plan.privacy.unit}, noise from a secure source"
+        yield f"privacy: epsilon {epsilon(spent, plan.privacy.unit, DELTA):.3g} at delta {DELTA:g} for each {plan.privacy.unit}, noise from a secure source"
 
 
 def _train(plan: Plan, stage: PretrainStage | FinetuneStage, arrays: Arrays, out: Path, runtime: Runtime) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from cxrbase_model.settings import SettingsError, knob
 
+TAILS = 9  # standard deviations of noise that a span has room for; a draw beyond is refused, once in 10^18
+
 
 @dataclass(frozen=True)
 class Secure:

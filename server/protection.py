@@ -13,7 +13,7 @@ from torch import Tensor
 from cxrbase_model.clipping import protected_names
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, Round
-from cxrbase_model.protection import Adaptive, HospitalPrivacy
+from cxrbase_model.protection import TAILS, Adaptive, HospitalPrivacy
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import State
 from server.records import Record
@@ -21,7 +21,6 @@ from server.spent import Spent, Sum
 from server.stage_model import stage_model
 from server.store import RunStore
 
-_TAILS = 9  # standard deviations that a noised update's norm may lie above the usual, once in 10^17
 _LEAST, _MOST = 1e-12, 1e12  # of an adaptive clip
 
 
@@ -43,7 +42,7 @@ class Protection:
 
     def longest(self, numbers: int) -> float:
         """The largest norm, in clips, of an update of so many numbers that a hospital which keeps to the plan sends."""
-        return 1 + self._privacy.share(self._quorum) * (math.sqrt(numbers) + _TAILS)
+        return 1 + self._privacy.share(self._quorum) * (math.sqrt(numbers) + TAILS)
 
     @property
     def clips(self) -> bool:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cxrbase_model.plan import Plan
+from cxrbase_model.protection import TAILS
 from cxrbase_model.state import State, size
 
 Residues = NDArray[np.unsignedinteger]  # [N]: elements of the ring
@@ -20,7 +21,6 @@ TAIL = (
 )
 LOSS_SPAN = 8.0  # losses beyond it count as it
 _PIECE = 1 << 17  # numbers worked on at a time: they stay in the processor's cache
-_TAILS = 9  # standard deviations of noise that the span has room for; a draw beyond is refused, once in 10^18
 _SLACK = 1 + 1e-6  # of a bound on a sum, for its rounding
 _TAIL_BITS = 32  # weights shall not be rounded as coarsely as an update may
 
@@ -164,6 +164,6 @@ def rings_of(plan: Plan, clip: float | None) -> Rings:
         raise ValueError("aggregation.secure: expected it to be set, found none")
     span, tail_span = secure.span, 1.0
     if privacy is not None and clip is not None:
-        span = clip * (1 + _TAILS * privacy.share(quorum))
-        tail_span += _TAILS * privacy.count_share(quorum)
+        span = clip * (1 + TAILS * privacy.share(quorum))
+        tail_span += TAILS * privacy.count_share(quorum)
     return Rings(Ring(_TAIL_BITS, tail_span, secure.hospitals), Ring(secure.bits, span, secure.hospitals))

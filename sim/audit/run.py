@@ -105,7 +105,7 @@ class Audit:
         result["seconds"] = kept["seconds"]
         if privacy is not None:
             costs = [Mechanism(**each) for each in kept["mechanisms"]]
-            result |= {"mechanisms": kept["mechanisms"], "upper": epsilon(costs, self.config.delta)}
+            result |= {"mechanisms": kept["mechanisms"], "upper": epsilon(costs, costs[0].unit, self.config.delta)}
 
             def gradients() -> tuple[Content, Arrays]:
                 found = gradient_canaries(privacy, costs, settings.gradients, self.plan.seed)
@@ -130,7 +130,7 @@ class Audit:
             for attack, found in _unpacked(self._arrays(f"shadows-{name}")).items():
                 result["attacks"][attack] = self._judged(found, bound=False)
                 if costs:
-                    result["attacks"][attack]["upper"] = epsilon(costs, self.config.delta)
+                    result["attacks"][attack]["upper"] = epsilon(costs, costs[0].unit, self.config.delta)
         return result
 
     def _judged(self, found: Guesses, *, bound: bool) -> Content:

@@ -65,11 +65,11 @@ def train_for_ever(private: str, started: str, first: int, mechanism: Mechanism)
 
 
 def train_and_kill(home: Path, mechanism: Mechanism, reservations: int) -> int:
-    """Kill trainings at random times until so many reservations are made; how many were killed."""
+    """Kill trainings at random times, at least a dozen, until so many reservations are made; how many were killed."""
     site, rng, kills = site_in(home / "private"), random.Random(7), 0
     context = multiprocessing.get_context("fork")  # of a process that has one thread
     epsilon([mechanism], "patient", 1e-5)  # the children need not compute it
-    while sum(entry.kind == "reserve" for entry in ledger_of(site).entries()) < reservations:
+    while kills < 12 or sum(entry.kind == "reserve" for entry in ledger_of(site).entries()) < reservations:
         arguments = (str(site.private), str(home / "started"), 1000 * kills + 1, mechanism)
         worker = context.Process(target=train_for_ever, args=arguments)
         worker.start()

@@ -111,16 +111,16 @@ def test_one_release_without_a_guarantee_leaves_no_epsilon_for_ever() -> None:
 
 
 def test_a_thousand_entries_are_as_many_divergences_as_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    from client import accounting
+    from cxrbase_model import composition
 
     computed: list[tuple[float, float]] = []
-    real = accounting._divergence
+    real = composition._divergence
 
     def counting(noise: float, rate: float, orders: tuple[float, ...]) -> np.ndarray:
         computed.append((noise, rate))
         return real(noise, rate, orders)
 
-    monkeypatch.setattr(accounting, "_divergence", counting)
+    monkeypatch.setattr(composition, "_divergence", counting)
     many = [Mechanism("patient", 1.0 + (number % 4) / 7, 0.0123, 1) for number in range(1000)]
     started = time.monotonic()
     epsilon(many, "patient", DELTA)

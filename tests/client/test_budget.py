@@ -214,7 +214,6 @@ def test_a_history_of_a_thousand_steps_cut_by_kills_is_complete_and_costs_what_i
     found = Counter(f"{line.kind} {line.round}" for line in lines)
     assert not told_of - found, "nothing that had begun is missing"
     assert sum((found - told_of).values()) <= kills, "at most one line for each kill that was not told of any more"
-    assert kills > 5
     steps = sum(line.steps or 0 for line in lines if line.kind == "reserve")
     spent = Account.of(lines).epsilon("patient", DELTA)
     assert steps >= 1000

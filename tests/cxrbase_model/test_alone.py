@@ -155,9 +155,7 @@ def test_a_plan_with_privacy_trains_every_stage_under_one_promise_and_tells_its_
     patients = len(np.unique(Arrays(arrays, private).patients[Arrays(arrays, private).rows("train")]))
     rate, one, two = 8 / patients, steps_of(patients, 8, 2), steps_of(patients, 8, 1)
     spent = [Mechanism("patient", 2.0, rate, steps) for steps in (one, one, two)]
-    expected = (
-        f"privacy: epsilon {epsilon(spent, 1e-5):.3g} at delta 1e-05 for each patient, noise from a secure source"
-    )
+    expected = f"privacy: epsilon {epsilon(spent, 'patient', 1e-5):.3g} at delta 1e-05 for each patient, noise from a secure source"
     assert lines[-1] == expected
     states = {
         name: unpack((tmp_path / "private" / "stages" / f"{name}.safetensors").read_bytes())

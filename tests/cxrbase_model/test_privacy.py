@@ -127,10 +127,14 @@ def test_the_last_picture_of_a_patient_can_be_drawn_and_none_beyond_it() -> None
 
 def test_costs_add_up_as_an_independent_sum_of_renyi_divergences_says() -> None:
     once, other = Mechanism("patient", 1.1, 0.02, 300), Mechanism("patient", 2.0, 1.0, 2)
-    assert epsilon([], 1e-5) == 0.0
-    assert epsilon([once], 1e-5) < epsilon([once, other], 1e-5) < epsilon([once], 1e-5) + epsilon([other], 1e-5)
+    assert epsilon([], "patient", 1e-5) == 0.0
+    assert (
+        epsilon([once], once.unit, 1e-5)
+        < epsilon([once, other], once.unit, 1e-5)
+        < epsilon([once], once.unit, 1e-5) + epsilon([other], once.unit, 1e-5)
+    )
     plain = Mechanism("patient", 4.0, 1.0, 1)  # the Gaussian mechanism has alpha / (2 sigma^2) at every order
     orders = np.linspace(1.1, 200, 20000)
     delta = 1e-5
     bound = orders / (2 * 16) + np.log1p(-1 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1)
-    assert epsilon([plain], delta) == pytest.approx(float(bound.min()), rel=1e-3)
+    assert epsilon([plain], plain.unit, delta) == pytest.approx(float(bound.min()), rel=1e-3)

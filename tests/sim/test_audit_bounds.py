@@ -70,14 +70,14 @@ def test_the_bound_is_seldom_above_the_epsilon_of_randomised_response(truth: flo
 @pytest.mark.parametrize("noise", [0.6, 1.0, 3.0])
 def test_gradients_as_canaries_stay_below_what_the_accountant_states(noise: float) -> None:
     mechanism = Mechanism("picture", noise, 1.0, 1)
-    stated = epsilon([mechanism], 1e-5)
+    stated = epsilon([mechanism], mechanism.unit, 1e-5)
     found = gradient_canaries(Privacy(unit="picture", noise_multiplier=noise), [mechanism], 1000, 0)
     bound = best_bound(found.scores, found.inside, 1e-5, 0.95).epsilon
     assert 0.15 * stated < bound < stated
 
 
 def test_noise_that_is_less_than_stated_is_found_out() -> None:
-    stated = epsilon([Mechanism("picture", 1.0, 1.0, 1)], 1e-5)
+    stated = epsilon([Mechanism("picture", 1.0, 1.0, 1)], "picture", 1e-5)
     broken = Privacy(unit="picture", noise_multiplier=0.1)
     found = gradient_canaries(broken, [Mechanism("picture", 1.0, 1.0, 1)], 2000, 0)
     assert best_bound(found.scores, found.inside, 1e-5, 0.95).epsilon > stated

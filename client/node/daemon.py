@@ -65,7 +65,8 @@ class Daemon:
 
     def run(self) -> None:
         """Go on until SIGTERM or SIGINT, then end everything in order."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT):  # which a shell may have told its background jobs to ignore
+            signal.signal(number, signal.default_int_handler)
         try:
             while True:
                 self._step()

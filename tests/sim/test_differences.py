@@ -17,7 +17,7 @@ from cxrbase_model.messages import Code, Task, reply_to_message, task_from_messa
 from cxrbase_model.plan import Plan
 from cxrbase_model.settings import read
 from cxrbase_model.state import digest
-from server.exchange import Exchange, Stopped
+from server.exchange import Exchange
 from server.live import Live
 from server.rounds import RoundLoop
 from server.store import RunStore
@@ -70,11 +70,14 @@ class World:
 
         return respond
 
-    def run(self, *, resume: bool = False, stop_in: int = 99) -> RunStore:
+    def run(self, *, resume: bool = False, kill_after: int = -1) -> RunStore:
+        def kill(record: dict[str, Any]) -> None:
+            if record["round"] == kill_after:
+                raise KeyboardInterrupt
+
         folder = self.folder / "run"
         store = RunStore.resume(folder, self.plan) if resume else RunStore.create(folder, self.plan)
-        exchange = Exchange(self.grid, lambda: store.next_round > stop_in)
-        RoundLoop(exchange, store, Live(folder), expected=2).run()
+        RoundLoop(Exchange(self.grid), store, Live(folder), expected=2, observers=[kill]).run()
         return store
 
     def wholes(self) -> list[tuple[int, str]]:
@@ -172,8 +175,8 @@ def test_a_server_that_starts_again_sends_wholes_once_and_ends_in_the_same_bits(
     tmp_path: Path, undisturbed: RunStore
 ) -> None:
     world = World(tmp_path, plan(difference=True))
-    with pytest.raises(Stopped):
-        world.run(stop_in=2)
+    with pytest.raises(KeyboardInterrupt):
+        world.run(kill_after=2)
     store = world.run(resume=True)
     assert final(store) == final(undisturbed)
     assert world.wholes() == [(1, "a"), (1, "b"), (3, "a"), (3, "b")]

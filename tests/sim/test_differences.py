@@ -19,6 +19,7 @@ from cxrbase_model.settings import read
 from cxrbase_model.state import digest
 from server.exchange import Exchange
 from server.live import Live
+from server.records import Record
 from server.rounds import RoundLoop
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
@@ -71,7 +72,7 @@ class World:
         return respond
 
     def run(self, *, resume: bool = False, kill_after: int = -1) -> RunStore:
-        def kill(record: dict[str, Any]) -> None:
+        def kill(record: Record) -> None:
             if record["round"] == kill_after:
                 raise KeyboardInterrupt
 

@@ -84,6 +84,7 @@ def _plan(hospitals: int, aggregation: dict[str, Any]) -> Plan:
     return read(
         Plan,
         {
+            "transport": {"broadcast": "float32", "update": "float32", "compress": "none"},
             "schema": 1, "name": "secure", "data": {"findings": ["Nodule"], "image_size": 16}, "model": {"patch_size": 8},
             "stages": [{"kind": "pretrain", "name": "mae", "rounds": 1}],
             "federation": {"quorum": hospitals - _LOST, "claimed_examples": None}, "aggregation": aggregation,

@@ -115,7 +115,7 @@ def _print(site: Site, entries: list[Entry], seal: Seal) -> None:
     for entry in entries[-_SHOWN:]:
         stage = f"{plain(entry.stage)}, {entry.round}" if entry.round else plain(entry.stage)
         table.add_row(
-            str(entry.number), entry.time[:16].replace("T", " "), KINDS[entry.kind].short, escape(plain(entry.run)[:12]),
+            str(entry.number), entry.time[:16].replace("T", " "), KINDS[entry.kind].short, escape(plain(entry.run)[:6]),
             escape(stage), guarantee(entry), _epsilon(entry), size(entry.bytes),
         )  # fmt: skip
     if len(entries) > _SHOWN:

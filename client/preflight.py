@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -144,6 +145,8 @@ def _ledger(site: Site) -> Iterator[Item]:
         return
     yield Item("ledger", True, f"{lines} lines, complete and unaltered" if lines else "empty: nothing has left yet")
     text = f"epsilon {told(now.spent)} is spent for a {now.unit}, at delta {now.delta:g}"
+    if now.spent == math.inf:
+        text = f"no epsilon can be stated for a {now.unit}: what has left before had no guarantee for one"
     if now.budget is None or now.left is None:
         yield Item("budget", True, f"{text}; policy.epsilon sets no budget")
         return

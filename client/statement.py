@@ -30,7 +30,7 @@ class Kind:
 KINDS = {
     "reserve": Kind("reserved", "Privacy reserved"),
     "commit": Kind("update", "Model update with a guarantee"),
-    "unprotected": Kind("update, no guarantee", "Model update without a guarantee"),
+    "unprotected": Kind("update", "Model update without a guarantee"),
     "evaluation": Kind("evaluation", "Evaluation of a model"),
     "description": Kind("description", "Description of the collection"),
     "exchange": Kind("secure exchange", "Step of secure aggregation: keys, or an update under masks"),

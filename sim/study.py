@@ -24,6 +24,7 @@ from client.site import read_site
 from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.codec import pack, unpack
 from cxrbase_model.engine import Progress, Runtime, finetune, pretrain
+from cxrbase_model.export import export_encoder
 from cxrbase_model.files import write_private
 from cxrbase_model.initial import build_model, initial_state
 from cxrbase_model.mae import MaskedAutoencoder
@@ -258,7 +259,10 @@ class Bench:
         return stage
 
     def pretrained(self, pictures: Pictures, without: str, seed: int) -> Path:
-        """The file of the autoencoder pretrained on the training pictures of all hospitals but one; trained where it is missing."""
+        """The file of the autoencoder pretrained on the training pictures of all hospitals but one; trained where it is missing.
+
+        Its encoder is also exported beside it, to the folder of the file's name, for other plans to begin with.
+        """
         file = self.out / "pretrained" / f"{pictures.name}-{without or 'all'}-{seed}.safetensors"
         if not file.exists():
             plan, pool = dataclasses.replace(self.plan, seed=seed), self.pools[pictures]
@@ -277,6 +281,7 @@ class Bench:
                 model, (torch.from_numpy(pool.pictures[each]) for each in order), stage, progress, draw, self.runtime
             )
             file.parent.mkdir(parents=True, exist_ok=True)
+            export_encoder(state_of(model), plan, file.with_suffix(""))
             write_private(file, pack(state_of(model)))
         return file
 

@@ -75,6 +75,7 @@ def test_a_study_writes_its_tables_and_goes_on_where_it_stopped(study: Path) -> 
     page = (study / "out" / "study.html").read_text()
     assert page.count("data:image/png") == 4 * 4  # two hospitals, two labels, four pictures of each
     assert "west: plain" in page
+    assert (study / "out" / "pretrained" / "equalize-west-1" / "config.json").exists()
     done = sorted((study / "out" / "jobs").glob("*.npz"))
     assert len(done) == 2 + 4
     before, kept = done[0].read_bytes(), done[1].stat().st_mtime_ns

@@ -20,6 +20,7 @@ from sim.config import FolderHospitals, PhantomHospitals
 from sim.partition import Even, Partition
 
 LABEL_FLIP, INVERTED = "label-flip", "inverted"  # attacks on a hospital's data; the others change its update
+JUDGED = ("test", "validation")
 ATTACKS = ("sign-flip", "scaled", "noise", LABEL_FLIP, "free-rider", "colluding", "nan", INVERTED)
 
 
@@ -80,6 +81,14 @@ class CompareConfig:
     hospitals: FolderHospitals | PhantomHospitals = knob(factory=PhantomHospitals, why="whose pictures are used")
     seeds: tuple[int, ...] = knob((1, 2, 3), low=0, why="every federation once for each")
     held_out: float = knob(0.25, low=0.05, high=0.9, why="share of the patients that no training sees, to test on")
+    validation: float = knob(
+        0.0, low=0.0, high=0.5, why="share of the patients, none of them to train or test on, to choose settings on"
+    )
+    judged: str = knob(
+        "test",
+        choices=JUDGED,
+        why="whose pictures results are of; where settings are chosen, test patients stay unseen",
+    )
     watched: int = knob(
         400, unit="pictures", low=10, high=1_000_000, why="held-out pictures tested on after each round"
     )
@@ -88,6 +97,14 @@ class CompareConfig:
         why="an identifier of more pictures than this is no person's, and each of its pictures is taken for a patient; none trusts all",
     )  # fmt: skip
     parts: tuple[Part, ...] = knob(why="the tables")
+
+    def __post_init__(self) -> None:
+        if self.judged == "validation" and not self.validation:
+            raise SettingsError("validation: expected a share above 0 where judged is validation, found 0")
+        if self.held_out + self.validation > 0.9:
+            raise SettingsError(
+                f"validation: expected at most 0.9 with held_out, found {self.held_out + self.validation:g}"
+            )
 
 
 @dataclass(frozen=True)

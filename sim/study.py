@@ -139,6 +139,11 @@ def jobs(config: StudyConfig, plan: Plan) -> Iterator[Job]:
                     yield Job(head, dataclasses.replace(chosen, init=init), share, "", seed)
 
 
+def pretraining_name(pictures: Pictures, without: str, seed: int) -> str:
+    """The file's name of a pretraining, without its ending."""
+    return f"{pictures.name}-{without or 'all'}-{seed}"
+
+
 class Pool:
     """The pictures of several hospitals as one table.
 
@@ -263,7 +268,7 @@ class Bench:
 
         Its encoder is also exported beside it, to the folder of the file's name, for other plans to begin with.
         """
-        file = self.out / "pretrained" / f"{pictures.name}-{without or 'all'}-{seed}.safetensors"
+        file = self.out / "pretrained" / f"{pretraining_name(pictures, without, seed)}.safetensors"
         if not file.exists():
             plan, pool = dataclasses.replace(self.plan, seed=seed), self.pools[pictures]
             stage = plan.stages[0]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.plan import FinetuneStage, Plan, read_plan
@@ -21,6 +22,7 @@ from sim.partition import Even, Partition
 
 LABEL_FLIP, INVERTED = "label-flip", "inverted"  # attacks on a hospital's data; the others change its update
 JUDGED = ("test", "validation")
+Setting = bool | int | float | str
 ATTACKS = ("sign-flip", "scaled", "noise", LABEL_FLIP, "free-rider", "colluding", "nan", INVERTED)
 
 
@@ -32,6 +34,9 @@ class Rule:
     aggregation: Aggregation = knob(factory=Aggregation, why="as in a plan")
     outlier: float | None = knob(None, low=1.0, why="as federation.outlier in a plan")
     privacy: Privacy | None = knob(None, why="as in a plan: differential privacy of patients or pictures")
+    stage: dict[str, Setting | dict[str, Setting]] = knob(
+        factory=dict, why="what it changes of the plan's last stage, key by key"
+    )
     pooled: bool = knob(False, why="all pictures in one hospital instead: what the rules are measured against")
 
 
@@ -60,6 +65,9 @@ class Part:
     attacks: tuple[Attack, ...] = knob((), why="attacks, each by each number of attackers")
     attackers: tuple[int, ...] = knob((1, 2), low=1, high=1000, why="how many of the hospitals attack, the last ones")
     rounds: int | None = knob(None, low=1, high=100_000, why="rounds of the last stage, where they are not the plan's")
+    gaps: tuple[str, ...] = knob(
+        (), choices=("hospital", "sex", "age"), why="groups of the judged patients whose AUROC is told apart"
+    )
     curve: bool = knob(True, why="AUROC after every round, on the pictures that are watched, and not at the end alone")
 
     def __post_init__(self) -> None:
@@ -170,11 +178,21 @@ def plan_of(plan: Plan, job: Job) -> Plan:
     federation = dataclasses.replace(plan.federation, outlier=job.rule.outlier or plan.federation.outlier, repeats=0)
     if job.rule.pooled:
         federation = dataclasses.replace(federation, quorum=1)
-    last = dataclasses.replace(plan.stages[-1], rounds=job.part.rounds or plan.stages[-1].rounds)
+    rounds = {"rounds": job.part.rounds} if job.part.rounds else {}
+    last = read(FinetuneStage, _merged(to_mapping(plan.stages[-1]), rounds | job.rule.stage), "stage")
     return dataclasses.replace(
         plan, seed=job.seed, federation=federation, aggregation=job.rule.aggregation, privacy=job.rule.privacy,
         stages=(*plan.stages[:-1], last),
     )  # fmt: skip
+
+
+def _merged(mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with some keys changed; those of mappings in it by themselves."""
+    both = {
+        key: value for key, value in changes.items() if isinstance(mapping.get(key), dict) and isinstance(value, dict)
+    }
+    inner = {key: _merged(mapping[key], value) for key, value in both.items()}
+    return {**mapping, **changes, **inner}
 
 
 def mark(config: CompareConfig, plan: Plan, job: Job, data: Path) -> str:

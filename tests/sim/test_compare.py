@@ -19,10 +19,11 @@ from client.dataset import Cache
 from cxrbase_model.engine import Runtime
 from cxrbase_model.messages import Task
 from cxrbase_model.metrics import auroc
+from cxrbase_model.plan import FinetuneStage
 from cxrbase_model.settings import SettingsError, read
 from cxrbase_model.state import norm
 from sim.cli import main
-from sim.compare import Attack, CompareConfig, Job, jobs, mark, plan_of, read_compare
+from sim.compare import Attack, CompareConfig, Job, Rule, jobs, mark, plan_of, read_compare
 from sim.compare_bench import Bench, Result, update_attack
 from sim.compare_findings import Curves, Findings, Value, cell, paired
 from sim.compare_plot import loss_table
@@ -170,6 +171,24 @@ def test_a_comparison_that_judges_on_validation_patients_needs_some() -> None:
         read(CompareConfig, {"parts": parts, "judged": "validation"})
     with pytest.raises(SettingsError, match=r"validation: expected at most 0.9 with held_out, found 1"):
         read(CompareConfig, {"parts": parts, "held_out": 0.6, "validation": 0.4})
+
+
+def test_a_rule_changes_what_it_says_of_the_last_stage_and_leaves_the_rest(study: Path) -> None:
+    config, plans = read_compare(study / "study.yaml")
+    job = next(iter(jobs(config)))
+    before = plan_of(plans["attacked"], job).stages[-1]
+    changes = {"pooling": "grid", "standardise": True, "optimizer": {"lr": 0.25}}
+    changed = dataclasses.replace(job, rule=read(Rule, {"name": "grid", "stage": changes}))
+    after = plan_of(plans["attacked"], changed).stages[-1]
+    assert isinstance(before, FinetuneStage)
+    optimizer = dataclasses.replace(before.optimizer, lr=0.25)
+    assert after == dataclasses.replace(before, pooling="grid", standardise=True, optimizer=optimizer)
+    for wrong, told in (
+        ({"poolin": "grid"}, r"stage\.poolin: unknown key"),
+        ({"optimizer": 3}, r"stage\.optimizer: expected"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            plan_of(plans["attacked"], dataclasses.replace(job, rule=read(Rule, {"name": "x", "stage": wrong})))
 
 
 def test_results_of_other_settings_are_none_of_this_job(study: Path) -> None:

@@ -52,7 +52,8 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.grid = grid if pooling == "grid" else 1
         width = encoder.embed.out_features * self.grid**2
-        self.head_norm = nn.LayerNorm(width, eps=1e-6)
+        # a linear head can do without the norm's own weights, on standardised features, and they would only get noise, too
+        self.head_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not standardise)
         self.head = nn.Linear(width, findings)
         self.pool = AttentivePool(width, _POOL_HEADS, findings) if pooling == "attentive" else None
         self.standard = Standardise(encoder.side**2, encoder.embed.out_features) if standardise else None

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from client.archive.labels import LabelRow, Marks, column_marks, listed_marks, read_rows
+from client.archive.settings import LabelSettings
 from client.archive.sources import DicomTree, Facts, Item, LocalSource, SourceLost
-from client.site import LabelSettings
 from cxrbase_model.labels import CHEXPERT_14, NIH_14, NO_FINDING, VINDR_28, Mark, fold
 from cxrbase_model.settings import SettingsError
 

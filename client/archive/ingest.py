@@ -30,9 +30,10 @@ from client.archive.pacs.settings import PacsArchive
 from client.archive.prepare import About, Job, Prepared, Settings, Unread, prepare
 from client.archive.reasons import Reason
 from client.archive.select import Rules
+from client.archive.settings import DicomArchive
 from client.archive.sources import Item, Source, SourceLost
 from client.archive.workers import Failed, Pool
-from client.site import DicomArchive, Site
+from client.site import Site
 from cxrbase_model.files import locked, private_folder
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError, digest, load_yaml, read

@@ -14,8 +14,7 @@ from client.archive.folders import (
 )
 from client.archive.identity import load_secret
 from client.archive.pacs.settings import PacsArchive
-from client.archive.sources import DicomTree, Source
-from client.site import (
+from client.archive.settings import (
     ChexpertArchive,
     DicomArchive,
     FolderArchive,
@@ -23,9 +22,10 @@ from client.site import (
     NihArchive,
     PadchestArchive,
     RsnaArchive,
-    Site,
     VindrArchive,
 )
+from client.archive.sources import DicomTree, Source
+from client.site import Site
 
 _LAYOUTS: dict[type, type[Layout]] = {
     NihArchive: NihChestXray14,

@@ -30,6 +30,10 @@ class Compute:
     """What a training may use of the hospital's machine."""
 
     device: str = knob("auto", why="auto, cpu, cuda or cuda:N")
+    devices: int | None = knob(
+        None, low=1, high=64,
+        why="GPUs that share a training, all if none; with device: cpu, processes, one if none. Starting them takes seconds a round",
+    )  # fmt: skip
     threads: int = knob(1, low=1, high=256, why="CPU threads of the training; results are equal only for equal numbers")
     micro_batch: int | None = knob(
         None,
@@ -42,6 +46,10 @@ class Compute:
     recompute: bool = knob(False, why="a third more work for most of the activations' memory")
     deterministic: bool = knob(False, why="the same bits each time on the same GPU, a little slower")
     workers: int = knob(2, low=1, high=256, unit="processes", why="processes that read the archive")
+
+    def __post_init__(self) -> None:
+        if self.device.startswith("cuda:") and (self.devices or 1) > 1:
+            raise SettingsError(f"devices: expected 1 where device names one GPU, {self.device}; found {self.devices}")
 
 
 @dataclass(frozen=True)

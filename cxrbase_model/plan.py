@@ -24,6 +24,7 @@ from cxrbase_model.stages import (
     PretrainStage,
     Stage,
     Teacher,
+    balance_of,
 )
 from cxrbase_model.transport import Transport
 
@@ -42,6 +43,7 @@ __all__ = [
     "Round",
     "Stage",
     "Teacher",
+    "balance_of",
     "plan_from_text",
     "plan_to_text",
     "read_plan",

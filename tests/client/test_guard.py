@@ -115,7 +115,7 @@ def test_what_is_refused_by_the_budget_is_not_trained(
         raise AssertionError("trained")
 
     monkeypatch.setattr(guard, "reserve", refuse)
-    monkeypatch.setattr("client.work.pretrain", fail)
+    monkeypatch.setattr("client.local.pretrain", fail)
     assert answer(task_for("mae", plan=private()), site).code is Code.BUDGET
 
 

@@ -20,7 +20,7 @@ from server.finish import finish
 from server.report import summary_text
 from server.rounds import RunFailed
 from server.store import StoreError
-from sim import audit_commands, compare_commands, network_commands, packing, study_commands
+from sim import arrays, audit_commands, compare_commands, network_commands, packing, study_commands
 from sim.config import SimConfig, read_config
 from sim.hospitals import write_hospitals
 from sim.phantom_sheet import contact_sheet, example_pictures
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, metavar="N", help="seed of the run, instead of the plan's")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     run.set_defaults(run=_run)
+    arrays.add(commands)
     network_commands.add(commands)
     study_commands.add(commands)
     packing.add(commands)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from client.archive.folders import (
     Chexpert,
-    Layout,
     MimicCxrJpg,
     NihChestXray14,
     PadChest,
@@ -13,6 +12,7 @@ from client.archive.folders import (
     VindrCxr,
 )
 from client.archive.identity import load_secret
+from client.archive.layout import Layout
 from client.archive.pacs.settings import PacsArchive
 from client.archive.settings import (
     ChexpertArchive,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,12 +29,33 @@ Triple = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # origi
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Public pictures, uint8 [N, S, S], and what is known to be in each."""
+
+    pictures: NDArray[np.uint8]
+    captions: tuple[str, ...]
+
+    def keep(self, file: Path) -> None:
+        """Write them to a file."""
+        np.savez(file, pictures=self.pictures, captions=np.array(self.captions))
+
+    @classmethod
+    def kept(cls, file: Path) -> Examples | None:
+        """Those of a file, None where it is not there."""
+        if not file.exists():
+            return None
+        with np.load(file, allow_pickle=False) as found:
+            return cls(found["pictures"], tuple(found["captions"].tolist()))
+
+
+@dataclass(frozen=True)
 class Look:
-    """A picture, uint8 [S, S], and the findings that the model holds likeliest, first the likeliest: name, probability, and the picture
+    """A picture, uint8 [S, S], what is known to be in it, and the findings that the model holds likeliest, first the likeliest: name, probability, and the picture
     with what the finding's query looks at in colour, uint8 [S, S, 3].
     """
 
     picture: NDArray[np.uint8]
+    caption: str
     findings: list[tuple[str, float, NDArray[np.uint8]]]
 
 
@@ -48,22 +70,21 @@ def reconstructions(store: RunStore, stage_name: str, pictures: NDArray[np.uint8
     return list(zip(pictures, masked.numpy(), complete.numpy(), strict=True))
 
 
-def looks(store: RunStore, stage_name: str, pictures: NDArray[np.uint8]) -> list[Look]:
+def looks(store: RunStore, stage_name: str, examples: Examples) -> list[Look]:
     """Where a finished classifier looks in each picture; none of one that pools by the mean, which looks everywhere alike."""
     plan, stage = store.plan, store.plan.stage(stage_name)
     if not isinstance(stage, FinetuneStage) or stage.pooling != "attentive":
         return []
-    model, images = build_classifier(plan, stage), torch.from_numpy(pictures)
+    model, images = build_classifier(plan, stage), torch.from_numpy(examples.pictures)
     load_state(model, store.stage_state(stage_name))
     scores = predict(model, [images], Runtime(torch.device("cpu"))).numpy()
     maps = attention_maps(model, images).numpy()
-    return [
-        Look(
-            picture,
-            [(plan.data.findings[c], float(chances[c]), overlay(picture, found[c])) for c in _likeliest(chances)],
-        )
-        for picture, chances, found in zip(pictures, scores, maps, strict=True)
-    ]
+    found = []
+    for index, picture in enumerate(examples.pictures):
+        chances, own = scores[index], maps[index]
+        likeliest = [(plan.data.findings[c], float(chances[c]), overlay(picture, own[c])) for c in _likeliest(chances)]
+        found.append(Look(picture, examples.captions[index], likeliest))
+    return found
 
 
 def overlay(image_HW: NDArray[np.uint8], map_SS: NDArray[np.float32]) -> NDArray[np.uint8]:

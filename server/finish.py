@@ -5,27 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cxrbase_model.export import export_classifier, export_encoder
 from cxrbase_model.plan import FinetuneStage, PretrainStage, read_plan
-from server.examples import looks, reconstructions
+from server.examples import Examples, looks, reconstructions
 from server.report import write_report
 from server.store import RunStore
 
 
-def finish(folder: Path, pictures: NDArray[np.uint8] | None = None) -> dict[str, Any]:
+def finish(folder: Path, examples: Examples | None = None) -> dict[str, Any]:
     """Export what the run has finished so far and write its report; returns the report's content.
 
-    `pictures` are public pictures, uint8 [N, S, S], of which the report shows what the models make (`examples.py`); they are kept as
-    examples.npy, which is read where none are given.
+    `examples` are public pictures, of which the report shows what the models make; they are kept as examples.npz, which is read where
+    none are given.
     """
-    kept = folder / "examples.npy"
-    if pictures is not None:
-        np.save(kept, pictures)
-    elif kept.exists():
-        pictures = np.load(kept)
+    kept = folder / "examples.npz"
+    if examples is None:
+        examples = Examples.kept(kept)
+    else:
+        examples.keep(kept)
     store = RunStore(folder, read_plan(folder / "plan.yaml"))
     pretrained = _finished(store, [stage.name for stage in store.plan.stages if isinstance(stage, PretrainStage)])
     tuned = [stage for stage in store.plan.stages if isinstance(stage, FinetuneStage)]
@@ -37,12 +34,12 @@ def finish(folder: Path, pictures: NDArray[np.uint8] | None = None) -> dict[str,
         stage = next(each for each in tuned if each.name == detector)
         export_classifier(store.stage_state(detector), store.plan, stage, folder / "export" / "classifier")
     attentive = _finished(store, [stage.name for stage in tuned if stage.pooling == "attentive"])
-    if pictures is None:
+    if examples is None:
         return write_report(folder)
     return write_report(
         folder,
-        reconstructions(store, pretrained, pictures) if pretrained else (),
-        (attentive, looks(store, attentive, pictures)) if attentive else None,
+        reconstructions(store, pretrained, examples.pictures) if pretrained else (),
+        (attentive, looks(store, attentive, examples)) if attentive else None,
     )
 
 

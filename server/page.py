@@ -224,7 +224,7 @@ def _round(record: Report) -> list[Any]:
 
 def _look(look: Look) -> Iterable[tuple[str, str]]:
     """The pictures of one look, each with its caption."""
-    yield "picture", _png(look.picture)
+    yield look.caption, _png(look.picture)
     for name, chance, seen in look.findings:
         yield f"{name} {chance:.0%}", _png(seen)
 

@@ -7,7 +7,7 @@ privacy.jsonl                   one line a noised sum, written before it is made
 checkpoints/round-00007/        record.json; where the round trained, state.safetensors, and step.safetensors if the server's step or SCAFFOLD remembers
 stages/NAME.safetensors         the final weights of each finished stage
 spool/                          updates of the round in flight, where the rule needs all of them at once
-tensorboard/, report.json, report.html, export/, examples.npy (pictures of the report)
+tensorboard/, report.json, report.html, export/, examples.npz (pictures of the report)
 """
 
 from __future__ import annotations

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
+from client.dataset import Cache
+from client.site import read_site
 from cxrbase_model.files import private_folder
 from cxrbase_model.settings import SettingsError
 from sim.config import read_config
 from sim.prepare import prepare
 from sim.progress import StepProgress
-from sim.study import Pool
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -44,7 +46,12 @@ def _arrays(arguments: argparse.Namespace) -> int:
 
 def write_arrays(sites: list[Path], out: Path) -> None:
     """Write pictures.npy, labels.npy and patients.npy, as `cxrbase_model.alone.Arrays` reads them, of ingested hospitals."""
-    pool = Pool(sites)
+    caches = [Cache.open(read_site(file).cache_folder) for file in sites]
+    tables: dict[str, list[NDArray[Any]]] = {
+        "pictures": [cache.pixels(np.arange(len(cache))) for cache in caches],
+        "labels": [cache.labels for cache in caches],
+        "patients": [cache.patients + (number << 32) for number, cache in enumerate(caches)],
+    }
     private_folder(out)  # they may be patients' pictures
-    for name, array in (("pictures", pool.pictures), ("labels", pool.labels), ("patients", pool.patients)):
-        np.save(out / f"{name}.npy", array)
+    for name, parts in tables.items():
+        np.save(out / f"{name}.npy", np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""What a run's finished models make of public pictures, for its report: reconstructions, and where the query of each finding looks.
+"""What a run's finished models make of public pictures, for its report: reconstructions, and where a classifier looks.
 
 The server has no pictures of hospitals; a simulation hands in made-up ones, a consortium may own some.
 """
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.plan import FinetuneStage, PretrainStage
-from cxrbase_model.predict import attention_maps, predict, reconstruct
+from cxrbase_model.predict import predict, reconstruct
+from cxrbase_model.relevance import relevance_maps
 from cxrbase_model.runtime import Runtime
 from cxrbase_model.state import load_state
 from server.store import RunStore
@@ -51,7 +52,7 @@ class Examples:
 @dataclass(frozen=True)
 class Look:
     """A picture, uint8 [S, S], what is known to be in it, and the findings that the model holds likeliest, first the likeliest: name, probability, and the picture
-    with what the finding's query looks at in colour, uint8 [S, S, 3].
+    with what counts for the finding in colour, uint8 [S, S, 3].
     """
 
     picture: NDArray[np.uint8]
@@ -71,14 +72,13 @@ def reconstructions(store: RunStore, stage_name: str, pictures: NDArray[np.uint8
 
 
 def looks(store: RunStore, stage_name: str, examples: Examples) -> list[Look]:
-    """Where a finished classifier looks in each picture; none of one that pools by the mean, which looks everywhere alike."""
+    """Where a finished classifier looks in each picture."""
     plan, stage = store.plan, store.plan.stage(stage_name)
-    if not isinstance(stage, FinetuneStage) or stage.pooling != "attentive":
-        return []
+    assert isinstance(stage, FinetuneStage)  # the caller names one
     model, images = build_classifier(plan, stage), torch.from_numpy(examples.pictures)
     load_state(model, store.stage_state(stage_name))
     scores = predict(model, [images], Runtime(torch.device("cpu"))).numpy()
-    maps = attention_maps(model, images).numpy()
+    maps = relevance_maps(model, images).numpy()
     found = []
     for index, picture in enumerate(examples.pictures):
         chances, own = scores[index], maps[index]
@@ -89,7 +89,7 @@ def looks(store: RunStore, stage_name: str, examples: Examples) -> list[Look]:
 
 def overlay(image_HW: NDArray[np.uint8], map_SS: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The picture, darkened, with the map over it in orange, uint8 [H, W, 3]; the map's largest value is full colour."""
-    map_11SS = torch.from_numpy(map_SS / map_SS.max())[None, None]
+    map_11SS = torch.from_numpy(map_SS / max(map_SS.max(), 1e-12))[None, None]
     heat_HW1 = F.interpolate(map_11SS, image_HW.shape, mode="bilinear", align_corners=False)[0, 0].numpy()[:, :, None]
     mixed: NDArray[np.float32] = image_HW[:, :, None] * (0.85 - 0.45 * heat_HW1) + _COLOUR * heat_HW1 * 0.6
     return mixed.clip(0, 255).astype(np.uint8)

@@ -33,13 +33,12 @@ def finish(folder: Path, examples: Examples | None = None) -> dict[str, Any]:
     if detector:
         stage = next(each for each in tuned if each.name == detector)
         export_classifier(store.stage_state(detector), store.plan, stage, folder / "export" / "classifier")
-    attentive = _finished(store, [stage.name for stage in tuned if stage.pooling == "attentive"])
     if examples is None:
         return write_report(folder)
     return write_report(
         folder,
         reconstructions(store, pretrained, examples.pictures) if pretrained else (),
-        (attentive, looks(store, attentive, examples)) if attentive else None,
+        (detector, looks(store, detector, examples)) if detector else None,
     )
 
 

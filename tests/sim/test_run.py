@@ -38,7 +38,7 @@ data: {image_size: 32, findings: [No Finding, Cardiomegaly, Pleural Effusion], v
 model: {encoder: vit_micro, patch_size: 8, depth: 2, decoder_width: 32, decoder_depth: 1, decoder_heads: 2}
 stages:
   - {kind: pretrain, name: mae, init: random, rounds: 3, local_epochs: 1, batch_size: 8}
-  - {kind: finetune, name: detect, init: "stage:mae", rounds: 2, local_epochs: 1, batch_size: 8, pooling: attentive}
+  - {kind: finetune, name: detect, init: "stage:mae", rounds: 2, local_epochs: 1, batch_size: 8}
   - {kind: evaluate, name: test, split: test}
 federation: {quorum: 2, deadline: 120, join_deadline: 120, keep_checkpoints: 2}
 """
@@ -108,7 +108,7 @@ def test_the_report_holds_what_the_rounds_recorded(resumed: Path) -> None:
     for cell in filter(None, cells):
         assert 0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1
     page = (resumed / "report.html").read_text(encoding="utf-8")
-    # six phantoms, each with its mask and its reconstruction, and again with what the queries of three findings look at
+    # six phantoms, each with its mask and its reconstruction, and again with what counts for three findings
     assert page.count("data:image/png") == 6 * 3 + 6 * 4
     assert "http" not in page.split("</style>")[-1].replace("http-equiv", "")  # self-contained: nothing is fetched
 

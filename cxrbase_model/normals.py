@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,19 @@ Finish = Callable[[Numbers, NDArray[np.float64]], object]
 
 
 class NoiseSource:
-    """Uniform and normal float64 numbers on the CPU. `seeded` says whether they can be repeated."""
+    """Uniform and normal float64 numbers on the CPU. `seeded` says whether they can be repeated.
+
+    It can be neither copied nor sent to another process, which would draw the same noise (TypeError).
+    """
 
     def __init__(self, seed: int | None = None) -> None:
         self.seeded = seed is not None
         self._key = os.urandom(32) if seed is None else hashlib.sha256(f"noise {seed}".encode()).digest()
-        self._block = 0  # the next one of the keystream: none is ever used twice
+        self._block, self._lock = 0, Lock()  # the next one of the keystream: none is ever used twice
+
+    def __reduce__(self) -> str:
+        """Refuse to be copied or pickled."""
+        raise TypeError("a NoiseSource cannot be copied: its numbers would be drawn twice")
 
     def seed(self) -> int:
         """A number in [0, 2**63) to seed another generator with."""
@@ -78,7 +86,7 @@ class NoiseSource:
 
         Each part has its own blocks of the keystream, so the threads change nothing.
         """
-        first, self._block = self._block, self._block + _blocks(len(out))
+        first = self._take(len(out))
         parts = [out[start : start + _PART] for start in range(0, len(out), _PART)]
         share = -(-len(parts) // torch.get_num_threads()) or 1
         runs = [(start, parts[start : start + share]) for start in range(0, len(parts), share)]
@@ -95,8 +103,13 @@ class NoiseSource:
 
     def _words(self, count: int) -> NDArray[np.uint64]:
         """So many random words of 64 bits."""
-        stream, self._block = self._stream(self._block), self._block + _blocks(count)
-        return np.frombuffer(stream.update(bytes(8 * count)), dtype="<u8")
+        return np.frombuffer(self._stream(self._take(count)).update(bytes(8 * count)), dtype="<u8")
+
+    def _take(self, words: int) -> int:
+        """The first of the blocks that so many words are drawn from, by nobody else."""
+        with self._lock:
+            first, self._block = self._block, self._block + _blocks(words)
+        return first
 
     def _stream(self, block: int) -> CipherContext:
         """The keystream from one of its blocks on (NIST SP 800-38A, 6.5)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -85,6 +87,12 @@ def test_no_part_of_the_keystream_is_used_twice() -> None:
         source.seed()
         source.add_to(torch.zeros(count), 1.0)
         place += 2 * (count + count % 2) + 2  # whole blocks of two words
+
+
+def test_a_source_is_not_copied_which_would_draw_the_same_noise_again() -> None:
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="drawn twice"):
+            copied(NoiseSource())
 
 
 def test_the_largest_and_the_smallest_draws_are_numbers() -> None:

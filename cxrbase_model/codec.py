@@ -1,9 +1,8 @@
 """How a state or an update is packed for the wire and for the disk: safetensors, which holds tensors and nothing that runs.
 
 On the wire a plan may ask for fewer bits (`Packing`): bfloat16, int8 with one float32 scale for each row of a matrix, or
-of updates the largest numbers alone (`sparse`). Both sides
-work with what unpacking gives, and its digest is what they compare. zstd goes over the bytes of all numbers sorted by significance,
-since sign and exponent repeat and the last bits of a number do not.
+of updates the largest numbers alone (`sparse`), and zstd over the bytes (`compression`). Both sides
+work with what unpacking gives, and its digest is what they compare.
 """
 
 from __future__ import annotations
@@ -11,22 +10,20 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from cxrbase_model import sparse
+from cxrbase_model.compression import CompressionError, compressed, decompressed
 from cxrbase_model.state import State
 from cxrbase_model.transport import SPARSE, Packing
 
 SCALE = "scale:"  # before the name of the tensor whose rows it scales; no parameter's name has a colon
 _STEPS = 127
-_LENGTH = struct.Struct("<Q")  # in front of compressed bytes: how many they become
-_LEVEL = 1  # zstd's higher levels gain nothing on weights
+_LENGTH = struct.Struct("<Q")  # of the header, in front of it
 _WIDTHS = {"float32": 4, "bf16": 2, "int8": 1, SPARSE: 2}  # bytes of a number
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -78,7 +75,7 @@ def encode(state: Mapping[str, Tensor], packing: Packing) -> bytes:
         data = pack(sparse.thin(state, packing.keep))
     else:
         data = pack(_to_int8(state) if packing.precision == "int8" else state)
-    return _compressed(data, packing) if packing.compress == "zstd" else data
+    return compressed(data, _WIDTHS[packing.precision]) if packing.compress == "zstd" else data
 
 
 def decode(data: bytes, packing: Packing, parameters: int) -> State:
@@ -94,7 +91,10 @@ def decode(data: bytes, packing: Packing, parameters: int) -> State:
 def packed(data: bytes, packing: Packing, parameters: int) -> State:
     """As `decode`, but the tensors as they are packed."""
     if packing.compress == "zstd":
-        data = _decompressed(data, packing, 5 * parameters + _HEADER_ROOM)
+        try:
+            data = decompressed(data, _WIDTHS[packing.precision], 5 * parameters + _HEADER_ROOM)
+        except CompressionError as error:
+            raise CodecError(str(error)) from None
     return unpack(data)
 
 
@@ -212,43 +212,3 @@ def _from_sparse(packed: State, parameters: int) -> State:
         return sparse.dense(packed, parameters)
     except sparse.SparseError as error:
         raise CodecError(str(error)) from None
-
-
-def _compressed(data: bytes, packing: Packing) -> bytes:
-    from imagecodecs import zstd_encode  # imported here: only this choice needs it
-
-    packed = zstd_encode(_by_significance(data, _WIDTHS[packing.precision]), level=_LEVEL)
-    return b"".join((_LENGTH.pack(len(data)), packed))
-
-
-def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
-    """The bytes that were compressed; CodecError where they would be more than `most`, before memory is taken for them."""
-    from imagecodecs import ZstdError, zstd_decode
-
-    length = _LENGTH.unpack_from(data)[0] if len(data) > _LENGTH.size else most + 1
-    if length > most:
-        raise CodecError(f"expected at most {most} bytes in {len(data)} compressed ones")
-    try:
-        body: Any = memoryview(data)[_LENGTH.size :]  # any buffer will do, whatever its types say
-        plain = bytes(zstd_decode(body, out=length))
-    except ZstdError:
-        raise CodecError(f"expected zstd, found {len(data)} bytes of something else") from None
-    if len(plain) != length:
-        raise CodecError(f"expected {length} bytes, found {len(plain)}")
-    return _in_order(plain, _WIDTHS[packing.precision])
-
-
-def _by_significance(data: bytes, width: int) -> bytes:
-    """All first bytes of numbers that are `width` bytes wide, then all second ones; what is left at the end stays there."""
-    return data if width == 1 else _transposed(data, width, (-1, width))
-
-
-def _in_order(data: bytes, width: int) -> bytes:
-    """The inverse of `_by_significance`."""
-    return data if width == 1 else _transposed(data, width, (width, -1))
-
-
-def _transposed(data: bytes, width: int, shape: tuple[int, int]) -> bytes:
-    whole = len(data) - len(data) % width
-    turned = np.frombuffer(data, np.uint8, whole).reshape(shape).T.tobytes()
-    return turned + data[whole:] if whole < len(data) else turned

@@ -23,8 +23,9 @@ from server.protection import Protection, RunPrivacy
 from server.records import Record, record, told, usual_norm
 from server.roster import Roster
 from server.rules.gathering import Gathering, gathering
-from server.secure_round import SecureRound, unmasked_for
+from server.secure_round import SecureRound
 from server.store import RunStore
+from server.unmask import unmasked_for
 from server.variates import taken_in
 from server.weights import GlobalModel
 

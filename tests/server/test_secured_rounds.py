@@ -28,8 +28,9 @@ from cxrbase_model.state import State
 from server.exchange import Exchange
 from server.live import Live
 from server.rounds import RoundLoop, RunFailed
-from server.secure_round import NOTE, SecureRound
+from server.secure_round import SecureRound
 from server.store import RunStore
+from server.unmask import NOTE
 from sim.grid import LocalGrid, Node
 from sim.tiny import write_tiny_hospital
 

@@ -24,7 +24,9 @@ class Watcher:
     def __init__(self, notes: Path, sessions: Mapping[int, str]) -> None:
         self._notes, self._sessions = notes, sessions
         self._peaks: dict[Path, int] = {}
-        self._own: dict[Path, float] = {}  # processor seconds of the apps' processes
+        self._own: dict[
+            Path, tuple[bool, float]
+        ] = {}  # of the apps: whether in one of the sessions, and processor seconds
         self._marks: dict[int, Mapping[str, float]] = {}  # processor seconds since the start, by the commits so far
 
     def watch(self, done: threading.Event) -> None:
@@ -52,7 +54,8 @@ class Watcher:
             with contextlib.suppress(OSError, StopIteration, ValueError):
                 lines = Path(f"/proc/{path.stem}/status").read_text(encoding="utf-8").splitlines()
                 self._peaks[path] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-                self._own[path] = _seconds(_stat(path.stem), _OWN)
+                stat = _stat(path.stem)
+                self._own[path] = (int(stat[_SESSION]) in self._sessions, _seconds(stat, _OWN))
         with contextlib.suppress(OSError):
             commits = (self._notes / "rounds.jsonl").read_bytes().count(b"\n")
             if commits not in self._marks:
@@ -65,9 +68,10 @@ class Watcher:
             if (kind := self._sessions.get(int(stat[_SESSION]))) is not None:
                 spent[kind] += _seconds(stat, _OWN) + _seconds(stat, _ENDED)
         for suffix, app, host in ((".server", "serverapp", "superlink"), (".client", "clientapps", "supernodes")):
-            own = sum(seconds for path, seconds in self._own.items() if path.suffix == suffix)
-            spent[app] += own
-            spent[host] -= own
+            for path, (inside, seconds) in self._own.items():
+                if path.suffix == suffix:
+                    spent[app] += seconds
+                    spent[host] -= seconds if inside else 0
         return spent
 
 

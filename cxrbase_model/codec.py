@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 from cxrbase_model import sparse
+from cxrbase_model.quantize import quantized, restored, rows_of
 from cxrbase_model.state import State
 from cxrbase_model.transport import SPARSE, Packing
 
 SCALE = "scale:"  # before the name of the tensor whose rows it scales; no parameter's name has a colon
-_STEPS = 127
-_LENGTH = struct.Struct("<Q")  # in front of compressed bytes: how many they become
+LENGTH = struct.Struct(
+    "<Q"
+)  # in front of compressed bytes: how many they become; in front of safetensors' header: its length
 _LEVEL = 1  # zstd's higher levels gain nothing on weights
 _WIDTHS = {"float32": 4, "bf16": 2, "int8": 1, SPARSE: 2}  # bytes of a number
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip  # safetensors' names
@@ -50,11 +52,11 @@ def parts(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     header, end = {}, 0
     for name in names:
         start, end = end, end + state[name].numel() * state[name].element_size()
-        kind = _DTYPES[state[name].dtype]
+        kind = DTYPES[state[name].dtype]
         header[name] = {"dtype": kind, "shape": list(state[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _LENGTH.size)
-    yield _LENGTH.pack(len(text)) + text
+    text += b" " * (-len(text) % LENGTH.size)
+    yield LENGTH.pack(len(text)) + text
     for name in names:
         flat = state[name].detach().contiguous().view(-1)
         if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
@@ -73,12 +75,20 @@ def unpack(data: bytes) -> State:
 def encode(state: Mapping[str, Tensor], packing: Packing) -> bytes:
     """The bytes of a float32 state as a plan wants them on the wire; the same state gives the same bytes."""
     if packing.precision == "bf16":
-        data = pack({name: tensor.bfloat16() for name, tensor in state.items()})
-    elif packing.precision == SPARSE:
-        data = pack(sparse.thin(state, packing.keep))
-    else:
-        data = pack(_to_int8(state) if packing.precision == "int8" else state)
-    return _compressed(data, packing) if packing.compress == "zstd" else data
+        return _finished({name: tensor.bfloat16() for name, tensor in state.items()}, packing)
+    if packing.precision == SPARSE:
+        return _finished(sparse.thin(state, packing.keep), packing)
+    return _finished(_to_int8(state) if packing.precision == "int8" else state, packing)
+
+
+def encode_and_leave(state: State, packing: Packing) -> bytes:
+    """As `encode`; `state`, whose tensors are contiguous, holds afterwards what the bytes leave out of it."""
+    if packing.precision == "int8":
+        return _finished(_to_int8(state, leave=True), packing)
+    data = encode(state, packing)
+    for name, arrives in sent_state(state, packing).items():
+        state[name] -= arrives
+    return data
 
 
 def decode(data: bytes, packing: Packing, parameters: int) -> State:
@@ -159,23 +169,10 @@ class Rounded(Mapping[str, Tensor]):
         return len(self._state)
 
 
-def quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row over its largest magnitude, in whole steps of 1/127 of it; a vector is one row. Not finite in, not finite out."""
-    rows = _rows(tensor)
-    scale = rows.abs().amax(dim=1, keepdim=True) / _STEPS if rows.numel() else rows.new_zeros(len(rows), 1)
-    steps = (rows / scale).nan_to_num_(0.0).round_().clamp_(-_STEPS, _STEPS)  # NaN where a row is all zeros
-    return steps.to(torch.int8).reshape(tensor.shape), scale.flatten()
-
-
-def restored(steps: Tensor, scale: Tensor) -> Tensor:
-    """The numbers of steps and the scales of their rows."""
-    return _rows(steps).float().mul_(scale[:, None]).reshape(steps.shape)
-
-
-def _to_int8(state: Mapping[str, Tensor]) -> State:
+def _to_int8(state: Mapping[str, Tensor], *, leave: bool = False) -> State:
     packed: State = {}
     for name, tensor in state.items():
-        packed[name], packed[SCALE + name] = quantized(tensor)
+        packed[name], packed[SCALE + name] = quantized(tensor, leave=leave)
     return packed
 
 
@@ -188,17 +185,12 @@ def _scaled_names(packed: State) -> list[str]:
     names = [name for name in packed if not name.startswith(SCALE)]
     for name in names:
         steps, scale = packed[name], packed.get(SCALE + name)
-        fits = scale is not None and scale.shape == _rows(steps).shape[:1]
+        fits = scale is not None and scale.shape == rows_of(steps).shape[:1]
         if scale is None or not fits or (steps.dtype, scale.dtype) != (torch.int8, torch.float32):
             raise CodecError("expected int8 tensors, each with a float32 scale for its rows")
     if len(packed) != 2 * len(names):
         raise CodecError("expected a tensor for each scale")
     return names
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """A tensor as a matrix of rows [R, C]."""
-    return tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)
 
 
 def _from_bf16(state: State) -> State:
@@ -214,22 +206,27 @@ def _from_sparse(packed: State, parameters: int) -> State:
         raise CodecError(str(error)) from None
 
 
+def _finished(narrow: Mapping[str, Tensor], packing: Packing) -> bytes:
+    data = pack(narrow)
+    return _compressed(data, packing) if packing.compress == "zstd" else data
+
+
 def _compressed(data: bytes, packing: Packing) -> bytes:
     from imagecodecs import zstd_encode  # imported here: only this choice needs it
 
     packed = zstd_encode(_by_significance(data, _WIDTHS[packing.precision]), level=_LEVEL)
-    return b"".join((_LENGTH.pack(len(data)), packed))
+    return b"".join((LENGTH.pack(len(data)), packed))
 
 
 def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
     """The bytes that were compressed; CodecError where they would be more than `most`, before memory is taken for them."""
     from imagecodecs import ZstdError, zstd_decode
 
-    length = _LENGTH.unpack_from(data)[0] if len(data) > _LENGTH.size else most + 1
+    length = LENGTH.unpack_from(data)[0] if len(data) > LENGTH.size else most + 1
     if length > most:
         raise CodecError(f"expected at most {most} bytes in {len(data)} compressed ones")
     try:
-        body: Any = memoryview(data)[_LENGTH.size :]  # any buffer will do, whatever its types say
+        body: Any = memoryview(data)[LENGTH.size :]  # any buffer will do, whatever its types say
         plain = bytes(zstd_decode(body, out=length))
     except ZstdError:
         raise CodecError(f"expected zstd, found {len(data)} bytes of something else") from None

@@ -110,7 +110,7 @@ class Shelf(Mapping[str, Pieces]):
         self._places[name] = []
         for piece in pieces:
             self._places[name].append((self._file.seek(0, 2), piece.shape, piece.dtype))
-            self._file.write(bits(piece).tobytes())
+            self._file.write(memoryview(bits(piece)))
         return pieces
 
     def close(self) -> None:
@@ -131,5 +131,6 @@ class Shelf(Mapping[str, Pieces]):
 
     def _read(self, start: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         self._file.seek(start)
-        data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        flat = torch.empty(shape.numel(), dtype=dtype)
+        self._file.readinto(memoryview(bits(flat)))
+        return flat.reshape(shape)

@@ -61,7 +61,12 @@ def parts(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
         flat = state[name].detach().contiguous().view(-1)
         if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
             flat = flat.new_empty(flat.shape).copy_(flat)
-        yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
+        yield memory_of(flat)
+
+
+def memory_of(flat: Tensor) -> memoryview:
+    """The memory of a contiguous vector on the CPU, as bytes that can be read and written in place."""
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
 
 
 def unpack(data: bytes) -> State:

@@ -228,7 +228,8 @@ def _squeezed(planes: Planes) -> Tensor:
     """Compressed bytes [B] uint8: the low bytes of all numbers first, the high ones, which are mostly zero, last."""
     from imagecodecs import zstd_encode  # imported here, as in `codec`
 
-    return torch.frombuffer(bytearray(zstd_encode(planes, level=_LEVEL)), dtype=torch.uint8)
+    buffer: Any = planes  # any will do, whatever its types say
+    return torch.frombuffer(bytearray(zstd_encode(buffer, level=_LEVEL)), dtype=torch.uint8)
 
 
 def _expanded(blob: Tensor, width: int, count: int) -> Planes:

@@ -19,7 +19,7 @@ def quantized(tensor: Tensor, *, leave: bool = False) -> tuple[Tensor, Tensor]:
     rows = rows_of(tensor)
     steps, scale = torch.empty(rows.shape, dtype=torch.int8), torch.zeros(len(rows), 1)
     many = max(1, _PIECE // max(1, rows.shape[1]))
-    pieces = zip(rows.split(many), steps.split(many), scale.split(many), strict=True) if rows.numel() else ()
+    pieces = zip(*(torch.split(each, many) for each in (rows, steps, scale)), strict=True) if rows.numel() else ()
     for piece, into, largest in pieces:
         low, high = piece.aminmax(dim=1, keepdim=True)
         torch.maximum(low.neg_(), high, out=largest).abs_().div_(_STEPS)

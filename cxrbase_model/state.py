@@ -88,7 +88,8 @@ def norm(state: Mapping[str, Tensor]) -> float:
 
 def _square(tensor: Tensor) -> float:
     """The sum of squares, in float64 a piece at a time: a copy of the whole would be twice as large as the tensor."""
-    return sum(float(piece @ piece) for piece in map(Tensor.double, tensor.reshape(-1).split(_PIECE)))
+    pieces = (piece.double() for piece in torch.split(tensor.reshape(-1), _PIECE))
+    return sum((float(piece @ piece) for piece in pieces), 0.0)
 
 
 def size(state: Mapping[str, Tensor]) -> int:

@@ -6,13 +6,14 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cxrbase_model.codec import DTYPES, LENGTH, CodecError
+from cxrbase_model.codec import DTYPES, LENGTH, CodecError, memory_of
 from cxrbase_model.state import State
 
 _KINDS = {name: dtype for dtype, name in DTYPES.items()}
@@ -29,7 +30,7 @@ def load(path: Path) -> State:
             raise CodecError(f"expected a file of tensors, found {size} bytes of something else") from None
 
 
-def _header(file: BinaryIO, size: int) -> tuple[Mapping[str, Any], int]:
+def _header(file: BufferedReader, size: int) -> tuple[Mapping[str, Any], int]:
     """What is said of each tensor, and where the numbers begin."""
     (length,) = LENGTH.unpack(file.read(LENGTH.size).ljust(LENGTH.size))
     if length > size - LENGTH.size:
@@ -38,7 +39,7 @@ def _header(file: BinaryIO, size: int) -> tuple[Mapping[str, Any], int]:
     return header, LENGTH.size + length
 
 
-def _read(file: BinaryIO, body: int, size: int, entry: Mapping[str, Any]) -> Tensor:
+def _read(file: BufferedReader, body: int, size: int, entry: Mapping[str, Any]) -> Tensor:
     """A tensor; ValueError where the file does not hold all of it."""
     dtype, (start, end) = _KINDS[entry["dtype"]], entry["data_offsets"]
     count = math.prod(entry["shape"])
@@ -46,6 +47,6 @@ def _read(file: BinaryIO, body: int, size: int, entry: Mapping[str, Any]) -> Ten
         raise ValueError
     flat = torch.empty(count, dtype=dtype)
     file.seek(body + start)
-    if count and file.readinto(memoryview(flat.view(torch.uint8).numpy())) != end - start:  # type: ignore[arg-type]  # numpy arrays are buffers
+    if file.readinto(memory_of(flat)) != end - start:
         raise ValueError
     return flat.reshape(entry["shape"])

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import torch
 from flwr.app import Message
 from torch import Tensor
 
-from cxrbase_model.codec import encode, sent_state
-from cxrbase_model.difference import Pieces, bits, encode_difference, narrow
+from cxrbase_model.codec import encode, memory_of, sent_state
+from cxrbase_model.difference import Pieces, encode_difference, narrow
 from cxrbase_model.messages import Code, Task, WireError, reply_from_message
 from cxrbase_model.state import State, digest
 from cxrbase_model.transport import Packing, Transport
@@ -102,7 +101,7 @@ class Shelf(Mapping[str, Pieces]):
     """Packed tensors in a file without a name."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = cast("BinaryIO", tempfile.TemporaryFile(dir=folder))  # noqa: SIM115  # closed by `close`
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by `close`
         self._places: dict[str, list[tuple[int, torch.Size, torch.dtype]]] = {}
 
     def put(self, name: str, pieces: Pieces) -> Pieces:
@@ -110,7 +109,7 @@ class Shelf(Mapping[str, Pieces]):
         self._places[name] = []
         for piece in pieces:
             self._places[name].append((self._file.seek(0, 2), piece.shape, piece.dtype))
-            self._file.write(memoryview(bits(piece)))
+            self._file.write(memory_of(piece.contiguous().view(-1)))
         return pieces
 
     def close(self) -> None:
@@ -132,5 +131,5 @@ class Shelf(Mapping[str, Pieces]):
     def _read(self, start: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         self._file.seek(start)
         flat = torch.empty(shape.numel(), dtype=dtype)
-        self._file.readinto(memoryview(bits(flat)))
+        self._file.readinto(memory_of(flat))
         return flat.reshape(shape)

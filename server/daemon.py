@@ -241,7 +241,7 @@ def environment(home: Home) -> dict[str, str]:
         "FLWR_HOME": str(home.flower),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",  # between looks for a run to start; each costs the SuperLink 10 ms
         "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "PYTHONUNBUFFERED": "1",
         "MALLOC_ARENA_MAX": "2",  # for many threads together; else what they free stays with the process

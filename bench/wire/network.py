@@ -28,7 +28,7 @@ _PYTHON = Path(sys.executable).name
 _MOST_SECONDS = 1200.0
 _MOST_SECONDS_TO_START = 120.0
 _SWITCHES = {
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
 }  # as deployments of ours have it
 

@@ -51,7 +51,9 @@ def work(tasks: Tasks, address: str, private: Path) -> None:
     loaded = multiprocessing.get_context(
         "forkserver"
     )  # forks that have the libraries loaded, and nothing of earlier tasks
-    loaded.set_forkserver_preload([LIBRARIES])
+    loaded.set_forkserver_preload(
+        [LIBRARIES, run_task.__module__]
+    )  # the second has Flower's own, a second of work for each task
     release = bundle_digest(release_bundle())
     while True:
         try:

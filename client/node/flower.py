@@ -35,6 +35,7 @@ try:
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
+    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
     from flwr.supercore.interceptors import (
         RuntimeTokenHttpInterceptor,
         RuntimeVersionHttpInterceptor,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _PATIENCE = 60.0  # seconds that an answer waits for a SuperNode that does not reply
+_PAUSES = {"initial_backoff": 0.1, "backoff_cap": 0.5, "max_tries_per_object": None}
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Exchange:
             RuntimeTokenHttpInterceptor(token),
             RetryInvoker(exponential, httpx.TransportError, None, _PATIENCE),
         )
+        look_often()
         self._client = _client(address, "flwr-clientapp", proof, retry)
         self._pulse = _client(address, "flwr-clientapp", proof)
 
@@ -162,8 +165,18 @@ def sign_off(node: int, superlink: str, authority: Path, key_file: Path) -> None
 def run_supernode(arguments: list[str]) -> None:
     """Be Flower's SuperNode with this command line, at a pace of our own; returns by SystemExit."""
     vars(start_client_internal)["time"] = Pace()  # its loop's waits have no option
+    look_often()
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
+
+
+def look_often() -> None:
+    """Look each half second for a piece of a message whose sender is still at it.
+
+    Flower looks after 1, 2, 4, 8 seconds and then each 10, so that a download of 3 seconds is waited for for 7.
+    """
+    for pull in (pull_objects, pull_and_inflate_object_from_tree):
+        (pull.__kwdefaults__ or {}).update(_PAUSES)
 
 
 def _client(

@@ -9,6 +9,7 @@ since sign and exponent repeat and the last bits of a number do not.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cxrbase_model import sparse
@@ -47,21 +49,34 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
 
 
 def parts(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of `pack`, a tensor at a time and without a copy: safetensors' own function would hold two of the whole."""
-    names = sorted(state, key=lambda name: (-state[name].element_size(), name))  # safetensors aligns numbers so
+    """The bytes of `pack`, a tensor at a time and without a copy: safetensors' own function would hold two of the whole.
+
+    The tensors are asked for twice, and not kept.
+    """
+    header, names, _ = _layout(state)
+    yield header
+    yield from (_bytes_of(state[name]) for name in names)
+
+
+def _layout(state: Mapping[str, Tensor]) -> tuple[bytes, list[str], int]:
+    """What comes before the numbers, the names in the order of their numbers, and the bytes of all."""
+    kinds = {name: (tensor.dtype, list(tensor.shape)) for name, tensor in state.items()}
+    names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))  # safetensors aligns numbers so
     header, end = {}, 0
     for name in names:
-        start, end = end, end + state[name].numel() * state[name].element_size()
-        kind = DTYPES[state[name].dtype]
-        header[name] = {"dtype": kind, "shape": list(state[name].shape), "data_offsets": [start, end]}
+        dtype, shape = kinds[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % LENGTH.size)
-    yield LENGTH.pack(len(text)) + text
-    for name in names:
-        flat = state[name].detach().contiguous().view(-1)
-        if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
-            flat = flat.new_empty(flat.shape).copy_(flat)
-        yield memory_of(flat)
+    return LENGTH.pack(len(text)) + text, names, LENGTH.size + len(text) + end
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
+        flat = flat.new_empty(flat.shape).copy_(flat)
+    return memory_of(flat)
 
 
 def memory_of(flat: Tensor) -> memoryview:
@@ -80,7 +95,7 @@ def unpack(data: bytes) -> State:
 def encode(state: Mapping[str, Tensor], packing: Packing) -> bytes:
     """The bytes of a float32 state as a plan wants them on the wire; the same state gives the same bytes."""
     if packing.precision == "bf16":
-        return _finished({name: tensor.bfloat16() for name, tensor in state.items()}, packing)
+        return _finished(Halved(state), packing)
     if packing.precision == SPARSE:
         return _finished(sparse.thin(state, packing.keep), packing)
     return _finished(_to_int8(state) if packing.precision == "int8" else state, packing)
@@ -151,6 +166,25 @@ def sent_state(state: State, packing: Packing) -> Mapping[str, Tensor]:
     return state if packing.is_exact else Rounded(state, packing)
 
 
+class Halved(Mapping[str, Tensor]):
+    """The tensors of a state as bfloat16, made as they are read."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor; KeyError where there is none of the name."""
+        return self._state[name].bfloat16()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        """The number of tensors."""
+        return len(self._state)
+
+
 class Rounded(Mapping[str, Tensor]):
     """A state as it arrives; each tensor is rounded when it is asked for, so that no second model is held."""
 
@@ -212,15 +246,16 @@ def _from_sparse(packed: State, parameters: int) -> State:
 
 
 def _finished(narrow: Mapping[str, Tensor], packing: Packing) -> bytes:
-    data = pack(narrow)
-    return _compressed(data, packing) if packing.compress == "zstd" else data
+    return _compressed(narrow, _WIDTHS[packing.precision]) if packing.compress == "zstd" else pack(narrow)
 
 
-def _compressed(data: bytes, packing: Packing) -> bytes:
+def _compressed(narrow: Mapping[str, Tensor], width: int) -> bytes:
     from imagecodecs import zstd_encode  # imported here: only this choice needs it
 
-    packed = zstd_encode(_by_significance(data, _WIDTHS[packing.precision]), level=_LEVEL)
-    return b"".join((LENGTH.pack(len(data)), packed))
+    sorted_bytes: Any = _by_significance(narrow, width)  # any buffer will do, whatever its types say
+    packed, size = zstd_encode(sorted_bytes, level=_LEVEL), sorted_bytes.nbytes
+    del sorted_bytes
+    return b"".join((LENGTH.pack(size), packed))
 
 
 def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
@@ -235,22 +270,22 @@ def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
         plain = bytes(zstd_decode(body, out=length))
     except ZstdError:
         raise CodecError(f"expected zstd, found {len(data)} bytes of something else") from None
-    if len(plain) != length:
-        raise CodecError(f"expected {length} bytes, found {len(plain)}")
-    return _in_order(plain, _WIDTHS[packing.precision])
+    width = _WIDTHS[packing.precision]
+    if len(plain) != length or length % width:
+        raise CodecError(f"expected {length} bytes of whole numbers, found {len(plain)}")
+    return _in_order(plain, width)
 
 
-def _by_significance(data: bytes, width: int) -> bytes:
-    """All first bytes of numbers that are `width` bytes wide, then all second ones; what is left at the end stays there."""
-    return data if width == 1 else _transposed(data, width, (-1, width))
+def _by_significance(narrow: Mapping[str, Tensor], width: int) -> NDArray[np.uint8]:
+    """What `pack` gives: all first bytes of numbers that are `width` bytes wide, then all second ones [W, N]; each part is of whole numbers."""
+    planes, start = np.empty((width, _layout(narrow)[2] // width), np.uint8), 0
+    for part in parts(narrow):
+        end = start + len(part) // width
+        planes[:, start:end] = np.frombuffer(part, np.uint8).reshape(-1, width).T
+        start = end
+    return planes
 
 
 def _in_order(data: bytes, width: int) -> bytes:
     """The inverse of `_by_significance`."""
-    return data if width == 1 else _transposed(data, width, (width, -1))
-
-
-def _transposed(data: bytes, width: int, shape: tuple[int, int]) -> bytes:
-    whole = len(data) - len(data) % width
-    turned = np.frombuffer(data, np.uint8, whole).reshape(shape).T.tobytes()
-    return turned + data[whole:] if whole < len(data) else turned
+    return data if width == 1 else np.frombuffer(data, np.uint8).reshape(width, -1).T.tobytes()

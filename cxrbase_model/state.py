@@ -104,9 +104,24 @@ def byte_size(state: Mapping[str, Tensor]) -> int:
 
 def digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and float32 bytes in name order; 64 hexadecimal digits."""
-    hasher = hashlib.sha256()
+    whole = Digest()
     for name in sorted(state):
-        tensor = state[name].detach().to(device="cpu", dtype=torch.float32).contiguous()
-        hasher.update(json.dumps([name, list(tensor.shape)]).encode())
-        hasher.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")  # type: ignore[arg-type]  # numpy arrays are buffers
-    return hasher.hexdigest()
+        whole.add(name, state[name])
+    return whole.hexadecimal()
+
+
+class Digest:
+    """The digest of a state whose tensors come one after the other, in the order of their names."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take in the next tensor."""
+        tensor = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+        self._hash.update(json.dumps([name, list(tensor.shape)]).encode())
+        self._hash.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")  # type: ignore[arg-type]  # numpy arrays are buffers
+
+    def hexadecimal(self) -> str:
+        """The digest of what has come."""
+        return self._hash.hexdigest()

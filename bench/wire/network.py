@@ -31,6 +31,7 @@ _SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
 }  # as deployments of ours have it
+_SERVER = {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # and the server's besides
 
 OURS: Mapping[str, Any] = {}  # the plan's default
 
@@ -132,7 +133,9 @@ def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterat
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     link += ["--database", str(folder / "state.db"), "--health-server-address", f"127.0.0.1:{free_port()}"]
     with contextlib.ExitStack() as stack:
-        sessions[stack.enter_context(_daemon("flower-superlink", link, folder, switches))] = "superlink"
+        sessions[stack.enter_context(_daemon("flower-superlink", link, folder, switches | _SERVER if ours else {}))] = (
+            "superlink"
+        )
         _await_lines(folder / "flower-superlink.log", "Uvicorn running on", 1)
         if setting.light:
             nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals), str(folder / setting.kind)]

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from client.kept import Kept, forget_kept
 from client.policy import Refused
 from cxrbase_model.aggregation import Aggregation
-from cxrbase_model.codec import CodecError, unpack
+from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.state import State, mismatch, subtract
+from cxrbase_model.stored import load
 from cxrbase_model.variates import controlled, prefixed
 
 FOLDER = "variates"
@@ -69,7 +70,7 @@ class Variates(Kept):
         if not 0 < self._taken_in < self._round:
             return None
         try:
-            found = unpack(self._file(self._taken_in).read_bytes())
+            found = load(self._file(self._taken_in))
         except (OSError, CodecError):
             return None
         if mismatch(found, nothing):

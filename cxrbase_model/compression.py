@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _LENGTH = struct.Struct("<Q")  # in front of compressed bytes: how many they become
 _LEVEL = 1  # zstd's higher levels gain nothing on weights
@@ -15,12 +17,17 @@ class CompressionError(ValueError):
     """Bytes are not what `compressed` gives, or would become too many."""
 
 
-def compressed(data: bytes, width: int) -> bytes:
-    """The bytes, compressed, their number in front; `width`: bytes of each of the numbers that they mostly are."""
+def compressed(parts: Iterable[bytes | memoryview], size: int, width: int) -> bytes:
+    """The bytes of all parts, compressed, their number in front.
+
+    size: of all parts together. width: bytes of each of their numbers; each part is of whole numbers.
+    """
     from imagecodecs import zstd_encode  # imported here: only this choice needs it
 
-    packed = zstd_encode(_by_significance(data, width), level=_LEVEL)
-    return b"".join((_LENGTH.pack(len(data)), packed))
+    sorted_bytes: Any = _by_significance(parts, size, width)  # any buffer will do, whatever its types say
+    packed = zstd_encode(sorted_bytes, level=_LEVEL)
+    del sorted_bytes
+    return b"".join((_LENGTH.pack(size), packed))
 
 
 def decompressed(data: bytes, width: int, most: int) -> bytes:
@@ -35,22 +42,21 @@ def decompressed(data: bytes, width: int, most: int) -> bytes:
         plain = bytes(zstd_decode(body, out=length))
     except ZstdError:
         raise CompressionError(f"expected zstd, found {len(data)} bytes of something else") from None
-    if len(plain) != length:
-        raise CompressionError(f"expected {length} bytes, found {len(plain)}")
+    if len(plain) != length or length % width:
+        raise CompressionError(f"expected {length} bytes of whole numbers, found {len(plain)}")
     return _in_order(plain, width)
 
 
-def _by_significance(data: bytes, width: int) -> bytes:
-    """All first bytes of numbers that are `width` bytes wide, then all second ones; what is left at the end stays there."""
-    return data if width == 1 else _transposed(data, width, (-1, width))
+def _by_significance(parts: Iterable[bytes | memoryview], size: int, width: int) -> NDArray[np.uint8]:
+    """All first bytes of numbers that are `width` bytes wide, then all second ones [W, N]."""
+    planes, start = np.empty((width, size // width), np.uint8), 0
+    for part in parts:
+        end = start + len(part) // width
+        planes[:, start:end] = np.frombuffer(part, np.uint8).reshape(-1, width).T
+        start = end
+    return planes
 
 
 def _in_order(data: bytes, width: int) -> bytes:
     """The inverse of `_by_significance`."""
-    return data if width == 1 else _transposed(data, width, (width, -1))
-
-
-def _transposed(data: bytes, width: int, shape: tuple[int, int]) -> bytes:
-    whole = len(data) - len(data) % width
-    turned = np.frombuffer(data, np.uint8, whole).reshape(shape).T.tobytes()
-    return turned + data[whole:] if whole < len(data) else turned
+    return data if width == 1 else np.frombuffer(data, np.uint8).reshape(width, -1).T.tobytes()

@@ -140,11 +140,31 @@ class Federation:
     outlier: float | None = knob(
         None, low=1.0, why="largest admitted norm, as a multiple of the median of the stage's last rounds; none for any"
     )
+    longest: float | None = knob(
+        None, low=1.0,
+        why="largest norm that counts, as a multiple of the median of the same round's updates, its first round included; none for any",
+    )  # fmt: skip
+    shortest: float | None = knob(
+        None, low=1e-6, high=1.0,
+        why="smallest norm that counts, as a share of that median, against who trains nothing; none for any, since few pictures "
+        "honestly make a short update",
+    )  # fmt: skip
     claimed_examples: float | None = knob(
         2.0, low=1.0,
         why="most examples that a reply may claim, as a multiple of what the described pictures allow; none for any",
     )  # fmt: skip
     keep_checkpoints: int = knob(3, low=1, high=10_000, why="committed rounds whose weights stay on disk")
+
+    def __post_init__(self) -> None:
+        if self.compares and self.quorum < 3:
+            raise SettingsError(
+                f"quorum: expected at least 3 where longest or shortest is set, since two updates have no usual norm; found {self.quorum}"
+            )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the updates of a round are held against each other before they count."""
+        return self.longest is not None or self.shortest is not None
 
 
 @dataclass(frozen=True)
@@ -206,7 +226,10 @@ class Plan:
             raise SettingsError(
                 "aggregation.scaffold: expected false under privacy, whose noise the variates would learn, found true"
             )
-        bounds = {"federation.max_update_norm": federation.max_update_norm, "federation.outlier": federation.outlier}
+        bounds = {
+            f"federation.{key}": getattr(federation, key)
+            for key in ("max_update_norm", "outlier", "longest", "shortest")
+        }
         if aggregation.secure is not None:
             check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)
         if aggregation.privacy is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cxrbase_model.aggregation import GeometricMedian, Krum, Median, TrimmedMean
 from cxrbase_model.state import State
+from server.rules.held import Held
 from server.rules.spool import Slice, Spool
 
 Matrix = NDArray[np.float64]
@@ -19,19 +18,12 @@ _MOST_ITERATIONS = 1000
 _STILL = 1e-12  # change of the weights, of their sum of one, at which Weiszfeld's iteration ends
 
 
-class Ranked:
+class Ranked(Held):
     """One of the rules over a spool of the round's updates."""
 
     def __init__(self, rule: Median | TrimmedMean | Krum | GeometricMedian, spool: Spool) -> None:
-        self._rule, self._spool = rule, spool
-
-    def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
-        """Any finite update fits."""
-        return True
-
-    def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
-        """Write it to the spool; OSError on a full disk."""
-        self._spool.add(site, update)
+        super().__init__(spool)
+        self._rule = rule
 
     def result(self) -> State:
         """The rule over all updates; ValueError where there are none."""

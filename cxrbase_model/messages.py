@@ -48,6 +48,7 @@ class Code(StrEnum):
     NORM = "NORM"
     OUTLIER = "OUTLIER"
     SHORT = "SHORT"
+    OPPOSED = "OPPOSED"
     EXAMPLES = "EXAMPLES"
     CLAIM = "CLAIM"
     SECURE = "SECURE"
@@ -86,6 +87,7 @@ MEANING: dict[Code, str] = {
     Code.NORM: "the update's norm is above the plan's bound",
     Code.OUTLIER: "the update's norm is far above those that earlier rounds admitted, or those of the same round",
     Code.SHORT: "the update's norm is far below those of the same round, as if nobody had trained",
+    Code.OPPOSED: "the update points away from where the others of the same round point",
     Code.EXAMPLES: "the reply claims no examples, or an absurd number of them",
     Code.CLAIM: "the reply claims more examples than the pictures that the hospital described allow",
     Code.SECURE: "a step of secure aggregation does not fit what the hospital knows of the round: keys, members, threshold or survivors",

@@ -149,6 +149,11 @@ class Federation:
         why="smallest norm that counts, as a share of that median, against who trains nothing; none for any, since few pictures "
         "honestly make a short update",
     )  # fmt: skip
+    cosine: float | None = knob(
+        None, low=-1.0, high=1.0,
+        why="smallest cosine that counts of an update to the usual direction of the others of its round; none for any, since hospitals "
+        "whose labels differ honestly pull apart",
+    )  # fmt: skip
     claimed_examples: float | None = knob(
         2.0, low=1.0,
         why="most examples that a reply may claim, as a multiple of what the described pictures allow; none for any",
@@ -158,13 +163,13 @@ class Federation:
     def __post_init__(self) -> None:
         if self.compares and self.quorum < 3:
             raise SettingsError(
-                f"quorum: expected at least 3 where longest or shortest is set, since two updates have no usual norm; found {self.quorum}"
+                f"quorum: expected at least 3 where longest, shortest or cosine is set, since of two nobody is unlike; found {self.quorum}"
             )
 
     @property
     def compares(self) -> bool:
         """Whether the updates of a round are held against each other before they count."""
-        return self.longest is not None or self.shortest is not None
+        return any(limit is not None for limit in (self.longest, self.shortest, self.cosine))
 
 
 @dataclass(frozen=True)
@@ -226,9 +231,13 @@ class Plan:
             raise SettingsError(
                 "aggregation.scaffold: expected false under privacy, whose noise the variates would learn, found true"
             )
+        if aggregation.scaffold and federation.cosine is not None:
+            raise SettingsError(
+                f"federation.cosine: expected none where aggregation.scaffold is true, whose variates travel with updates; found {federation.cosine:g}"
+            )
         bounds = {
             f"federation.{key}": getattr(federation, key)
-            for key in ("max_update_norm", "outlier", "longest", "shortest")
+            for key in ("max_update_norm", "outlier", "longest", "shortest", "cosine")
         }
         if aggregation.secure is not None:
             check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)

@@ -11,6 +11,7 @@ from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_mess
 from cxrbase_model.plan import Plan
 from server.admission import Rejected, admit_update, check_reply, claimable, unlike
 from server.records import Record, entry
+from server.rules.direction import directions
 from server.rules.gathering import Gathering
 from server.rules.held import Held
 
@@ -63,15 +64,21 @@ class Intake:
             self.entries.setdefault(name, line)
 
     def compare(self) -> None:
-        """Leave out whose update is too long or too short beside the others of the round; to be called when all have come."""
-        federation = self._plan.federation
-        if not federation.compares or not isinstance(self._gathered, Held):
+        """Leave out whose update is too long, too short or too opposed beside the others of the round; to be called when all have come."""
+        federation, held = self._plan.federation, self._gathered
+        if not federation.compares or not isinstance(held, Held):
             return
         norms = {
             name: line["update_norm"] for name, line in self.entries.items() if line.get("update_norm") is not None
         }
-        for name, code in unlike(norms, federation.longest, federation.shortest).items():
-            self._gathered.leave_out(name)
+        self._leave_out(held, unlike(norms, federation.longest, federation.shortest))
+        if federation.cosine is not None:
+            cosines = directions(held.spool)
+            self._leave_out(held, {name: Code.OPPOSED for name, at in cosines.items() if at < federation.cosine})
+
+    def _leave_out(self, held: Held, found: Mapping[str, Code]) -> None:
+        for name, code in found.items():
+            held.leave_out(name)
             self.entries[name] |= {"status": "rejected", "code": code.value}
 
     def _fold(self, name: str, reply: Reply, joined: Record) -> float | None:

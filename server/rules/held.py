@@ -26,7 +26,7 @@ class Held:
     """What the rules share that look at a round's updates once all are there: a spool of them. Memory holds one at a time."""
 
     def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+        self.spool = spool
 
     def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
         """Any finite update fits."""
@@ -34,11 +34,11 @@ class Held:
 
     def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
         """Write it to the spool; OSError on a full disk."""
-        self._spool.add(site, update)
+        self.spool.add(site, update)
 
     def leave_out(self, site: str) -> None:
         """Forget a hospital's update; KeyError where there is none."""
-        self._spool.remove(site)
+        self.spool.remove(site)
 
 
 class Deferred(Held):
@@ -64,8 +64,8 @@ class Deferred(Held):
 
     def result(self) -> State:
         """The rule over what was kept; ValueError where nothing was."""
-        sites = self._spool.sites()
+        sites = self.spool.sites()
         rule = self._rule([self._norms[site] for site in sites])
         for site in sites:
-            rule.fold(site, self._spool.update(site), self._weights[site])
+            rule.fold(site, self.spool.update(site), self._weights[site])
         return rule.result()

@@ -27,20 +27,20 @@ class Ranked(Held):
 
     def result(self) -> State:
         """The rule over all updates; ValueError where there are none."""
-        if not len(self._spool):
+        if not len(self.spool):
             raise ValueError("aggregate of no updates")
-        rule, count = self._rule, len(self._spool)
+        rule, count = self._rule, len(self.spool)
         if isinstance(rule, Median):
-            return self._spool.reduce(median)
+            return self.spool.reduce(median)
         if isinstance(rule, TrimmedMean):
-            return self._spool.reduce(lambda piece: trimmed_mean(piece, rule.share))
-        distances = squared_distances(self._spool)
+            return self.spool.reduce(lambda piece: trimmed_mean(piece, rule.share))
+        distances = squared_distances(self.spool)
         if isinstance(rule, Krum):
             chosen = krum(distances, rule.attackers, rule.selected)
             weights = np.isin(np.arange(count), chosen) / len(chosen)
         else:
             weights = weiszfeld(distances, rule.smoothing)
-        return self._spool.reduce(lambda piece: _weighted_sum(weights, piece))
+        return self.spool.reduce(lambda piece: _weighted_sum(weights, piece))
 
 
 def median(piece: Slice) -> NDArray[np.float64]:
@@ -58,12 +58,22 @@ def trimmed_mean(piece: Slice, share: float) -> NDArray[np.float64]:
     return np.asarray(ordered.sum(axis=0, dtype=np.float64) / len(ordered))
 
 
-def squared_distances(spool: Spool) -> Matrix:
-    """The squared Euclidean distances of all pairs of updates, [N, N], in float64."""
+def inner_products(spool: Spool) -> Matrix:
+    """The inner products of all pairs of updates, [N, N], in float64."""
     products = np.zeros((len(spool), len(spool)))
     for piece in spool.slices():
         rows = piece.astype(np.float64)
         products += rows @ rows.T
+    return products
+
+
+def squared_distances(spool: Spool) -> Matrix:
+    """The squared Euclidean distances of all pairs of updates, [N, N], in float64."""
+    return distances_of(inner_products(spool))
+
+
+def distances_of(products: Matrix) -> Matrix:
+    """The squared Euclidean distances of vectors with these inner products, [N, N]."""
     squares = np.diag(products)
     distances = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
     np.fill_diagonal(distances, 0.0)

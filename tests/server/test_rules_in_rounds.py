@@ -96,12 +96,12 @@ def test_an_update_far_above_those_of_earlier_rounds_is_left_out(tmp_path: Path)
 @pytest.mark.parametrize(
     "aggregation", [{}, MEDIAN, {"rule": {"kind": "bounded-mean"}}], ids=["mean", "median", "bounded"]
 )
-@pytest.mark.parametrize(("shift", "code"), [(-50.0, "OUTLIER"), (1e-4, "SHORT")])
+@pytest.mark.parametrize(("shift", "code"), [(-50.0, "OUTLIER"), (1e-4, "SHORT"), (-0.2, "OPPOSED")])
 def test_a_hospital_unlike_the_others_is_left_out_from_the_first_round_on(
     tmp_path: Path, aggregation: dict[str, Any], shift: float, code: str
 ) -> None:
-    honest = [hospital(name, shift, 10) for name, shift in {"a": 0.3, "b": -0.1, "c": 0.2}.items()]
-    checked = planned(short_plan(longest=5.0, shortest=0.01, quorum=3), aggregation=aggregation)
+    honest = [hospital(name, shift, 10) for name, shift in {"a": 0.3, "b": 0.1, "c": 0.2}.items()]
+    checked = planned(short_plan(longest=5.0, shortest=0.01, cosine=0.0, quorum=3), aggregation=aggregation)
     store = run(tmp_path / "attacked", [*honest, hospital("d", shift, 10)], checked)
     assert [record["rejected"] for record in store.records()] == [[], *[[{"site": "d", "code": code}]] * 3]
     without = run(tmp_path / "without", honest[::-1], planned(short_plan(quorum=3), aggregation=aggregation))
@@ -117,7 +117,8 @@ def test_a_round_that_is_too_small_once_it_was_compared_is_none(tmp_path: Path) 
 
 def test_two_updates_have_no_usual_norm() -> None:
     with pytest.raises(
-        SettingsError, match=r"federation.quorum: expected at least 3 where longest or shortest is set, .* found 2"
+        SettingsError,
+        match=r"federation.quorum: expected at least 3 where longest, shortest or cosine is set, .* found 2",
     ):
         short_plan(longest=3.0)
 

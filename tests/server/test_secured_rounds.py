@@ -306,6 +306,7 @@ def test_what_hospitals_keep_for_themselves_stays_there(tmp_path: Path) -> None:
         ({"federation": {"outlier": 10}}, "federation.outlier: expected none where aggregation.secure is set"),
         ({"federation": {"quorum": 3, "longest": 3}}, "federation.longest: expected none where aggregation.secure is set"),
         ({"federation": {"quorum": 3, "shortest": 0.1}}, "federation.shortest: expected none where aggregation.secure is set"),
+        ({"federation": {"quorum": 3, "cosine": 0}}, "federation.cosine: expected none where aggregation.secure is set"),
         ({"federation": {"max_update_norm": 1}}, "federation.max_update_norm: expected none"),
         ({"transport": {"update": "int8"}}, "transport.update: expected float32 where aggregation.secure is set"),
         ({"secure": SECURE | {"threshold": 4}}, "federation.quorum: expected 4 to 8 by aggregation.secure, found 3"),

@@ -139,6 +139,14 @@ def test_a_sign_flip_of_ordinary_length_passes_every_check_of_norms(tmp_path: Pa
     assert error(run(tmp_path / "median", plan("geometric-median", **checked), sign_flip(1.0))) < 0.1
 
 
+@pytest.mark.parametrize("attackers", ["h", "gh"])
+@pytest.mark.parametrize("rule", ["mean", "geometric-median"])
+def test_who_turns_its_update_round_is_left_out_by_its_direction(tmp_path: Path, rule: str, attackers: str) -> None:
+    store = run(tmp_path, plan(rule, cosine=0.0, quorum=6), sign_flip(1.0), attackers)
+    assert store.records()[1]["rejected"] == [{"site": name, "code": "OPPOSED"} for name in attackers]
+    assert error(store, attackers) < 0.01
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
 def test_a_nan_never_reaches_a_rule_in_any_packing(tmp_path: Path, precision: str) -> None:
     store = run(tmp_path, plan("mean", precision), not_a_number())

@@ -65,8 +65,8 @@ class Intake:
 
     def compare(self) -> None:
         """Leave out whose update is too long, too short or too opposed beside the others of the round; to be called when all have come."""
-        federation, held = self._plan.federation, self._gathered
-        if not federation.compares or not isinstance(held, Held):
+        federation = self._plan.federation
+        if not federation.compares or not isinstance(held := self._gathered, Held):  # a secured round gathers nothing
             return
         norms = {
             name: line["update_norm"] for name, line in self.entries.items() if line.get("update_norm") is not None

@@ -31,7 +31,7 @@ class BoundedMean:
     """The weighted mean of updates that are scaled down to a norm (Sun et al. 2019, arXiv 1911.07963).
 
     Helps against a hospital that is loud, by a bug or to take over, at no loss for the others. A hostile update of ordinary length
-    still counts as one. Cost: that of the mean.
+    still counts as one. Cost: that of the mean, and in a stage's first round without `bound` the round's updates on disk.
     """
 
     least: ClassVar[int] = 1  # updates that it makes sense of
@@ -41,7 +41,7 @@ class BoundedMean:
         1.0,
         low=0.01,
         high=100.0,
-        why="the bound as a multiple of the median norm of the stage's last rounds; its first round has no bound",
+        why="the bound as a multiple of the median norm of the stage's last rounds, in its first round of that round's own updates",
     )
 
 

@@ -112,7 +112,14 @@ class Plan:
             raise SettingsError(
                 "aggregation.scaffold: expected false under privacy, whose noise the variates would learn, found true"
             )
-        bounds = {"federation.max_update_norm": federation.max_update_norm, "federation.outlier": federation.outlier}
+        if aggregation.scaffold and federation.cosine is not None:
+            raise SettingsError(
+                f"federation.cosine: expected none where aggregation.scaffold is true, whose variates travel with updates; found {federation.cosine:g}"
+            )
+        bounds = {
+            f"federation.{key}": getattr(federation, key)
+            for key in ("max_update_norm", "outlier", "longest", "shortest", "cosine")
+        }
         if aggregation.secure is not None:
             check_secure(aggregation.secure, aggregation.rule.kind, federation.quorum, self.transport.update, bounds)
         if aggregation.privacy is not None:

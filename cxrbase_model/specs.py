@@ -97,8 +97,33 @@ class Federation:
     outlier: float | None = knob(
         None, low=1.0, why="largest admitted norm, as a multiple of the median of the stage's last rounds; none for any"
     )
+    longest: float | None = knob(
+        None, low=1.0,
+        why="largest norm that counts, as a multiple of the median of the same round's updates, its first round included; none for any",
+    )  # fmt: skip
+    shortest: float | None = knob(
+        None, low=1e-6, high=1.0,
+        why="smallest norm that counts, as a share of that median, against who trains nothing; none for any, since few pictures "
+        "honestly make a short update",
+    )  # fmt: skip
+    cosine: float | None = knob(
+        None, low=-1.0, high=1.0,
+        why="smallest cosine that counts of an update to the usual direction of the others of its round; none for any, since hospitals "
+        "whose labels differ honestly pull apart",
+    )  # fmt: skip
     claimed_examples: float | None = knob(
         2.0, low=1.0,
         why="most examples that a reply may claim, as a multiple of what the described pictures allow; none for any",
     )  # fmt: skip
     keep_checkpoints: int = knob(3, low=1, high=10_000, why="committed rounds whose weights stay on disk")
+
+    def __post_init__(self) -> None:
+        if self.compares and self.quorum < 3:
+            raise SettingsError(
+                f"quorum: expected at least 3 where longest, shortest or cosine is set, since of two nobody is unlike; found {self.quorum}"
+            )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the updates of a round are held against each other before they count."""
+        return any(limit is not None for limit in (self.longest, self.shortest, self.cosine))

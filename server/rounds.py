@@ -190,7 +190,8 @@ class RoundLoop:
         if self._plan.aggregation.secure is not None and not isinstance(item.stage, EvaluateStage):
             return self._secured(item, attempt, started, before, broadcast, cohort, protection)
         usual = usual_norm(self._store.records(), item.stage.name)
-        with gathering(self._plan.aggregation.rule, broadcast.state, self._store.folder, usual, protection) as gathered:
+        rule, hold = self._plan.aggregation.rule, federation.compares
+        with gathering(rule, broadcast.state, self._store.folder, usual, protection, hold=hold) as gathered:
             # The names and shapes of `whole` are those that hospitals start from.
             intake = Intake(self._plan, task, whole, gathered, usual, broadcast.bytes_sent)
             self._ask(cohort, broadcast, intake)
@@ -228,6 +229,7 @@ class RoundLoop:
         for node, message in asked:
             intake.take(names[node], message, self._roster.entries[names[node]])
         intake.note_silent(cohort)
+        intake.compare()
         self._broadcasts.held_by(name for name, line in intake.entries.items() if line["status"] == "admitted")
 
     def _finish(

@@ -33,7 +33,7 @@ from sim.partition import Even, assign, grey_values
 from sim.study import Pool
 
 _BATCH = 64
-_FACTORS = {"sign-flip": attacks.sign_flip, "scaled": attacks.scaled}
+_FACTORS = {"sign-flip": attacks.sign_flip, "scaled": attacks.scaled, "head-flip": attacks.head_flip}
 _SEEDED = {"noise": attacks.gaussian, "free-rider": attacks.free_rider, "colluding": attacks.colluding}
 
 

@@ -28,14 +28,17 @@ from cxrbase_model.state import State, load_state, with_prefix
 from cxrbase_model.vit import Encoder, sincos_positions
 
 SCHEMA = 1
+_STATISTICS = "features.safetensors"
 
 
 class ExportError(ValueError):
     """A folder or file does not hold a model of the expected kind; the message says what was expected."""
 
 
-def export_encoder(state: Mapping[str, Tensor], plan: Plan, folder: Path) -> Path:
-    """Write the encoder of a state under timm's names; returns the folder."""
+def export_encoder(
+    state: Mapping[str, Tensor], plan: Plan, folder: Path, statistics: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write the encoder of a state under timm's names, and beside it the `feature_statistics` of its pictures; returns the folder."""
     width, depth, heads = plan.model.shape
     config = {
         "schema": SCHEMA,
@@ -54,12 +57,16 @@ def export_encoder(state: Mapping[str, Tensor], plan: Plan, folder: Path) -> Pat
             "fc_norm": False,
         },
     } | _common(plan)
+    if statistics is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(dict(statistics), folder / _STATISTICS)
     return _write(folder, to_timm(state, plan.model, plan.data.image_size), config)
 
 
 def export_classifier(state: Mapping[str, Tensor], plan: Plan, stage: FinetuneStage, folder: Path) -> Path:
     """Write a classifier of a stage under our own names, adapters merged; returns the folder."""
-    config = {"schema": SCHEMA, "kind": "classifier", "findings": list(plan.data.findings), "pooling": stage.pooling}
+    config = {"schema": SCHEMA, "kind": "classifier", "findings": list(plan.data.findings)}
+    config |= {"pooling": stage.pooling, "grid": stage.grid, "standardise": stage.standardise}
     return _write(folder, merged(state), config | _common(plan))
 
 
@@ -70,8 +77,10 @@ def load_classifier(folder: Path) -> tuple[Classifier, DataSpec]:
         model_spec, data = read(ModelSpec, config["model"]), read(DataSpec, config["data"])
     except (SettingsError, KeyError) as error:
         raise ExportError(f"{folder / 'config.json'}: {error}") from None
-    pooling = str(config.get("pooling", "mean"))  # folders of earlier releases do not say
-    model = Classifier(Encoder(model_spec, data.image_size), len(data.findings), pooling)
+    # folders of earlier releases do not say
+    pooling, grid = str(config.get("pooling", "mean")), int(config.get("grid", 4))
+    encoder, standardise = Encoder(model_spec, data.image_size), bool(config.get("standardise", False))
+    model = Classifier(encoder, len(data.findings), pooling, grid, standardise)
     try:
         load_state(model, _read_state(folder / "model.safetensors"))
     except ValueError as error:
@@ -80,7 +89,10 @@ def load_classifier(folder: Path) -> tuple[Classifier, DataSpec]:
 
 
 def read_encoder(path: Path, plan: Plan) -> State:
-    """The encoder of an exported folder under our names, `encoder.*`; ExportError where its shape is not the plan's."""
+    """The encoder of an exported folder under our names, `encoder.*`, and, where it has them, its features' statistics, `standard.*`.
+
+    ExportError where its shape is not the plan's.
+    """
     config = _read_config(path, "encoder")
     arguments = config.get("model_args", {})
     width, depth, heads = plan.model.shape
@@ -88,7 +100,8 @@ def read_encoder(path: Path, plan: Plan) -> State:
     for name, value in (wanted | {"num_heads": heads}).items():
         if arguments.get(name) != value:
             raise ExportError(f"{path}: expected an encoder with {name} {value}, found {arguments.get(name)}")
-    return adapt(_read_state(path / "model.safetensors"), plan.model, plan.data.image_size)
+    encoder = adapt(_read_state(path / "model.safetensors"), plan.model, plan.data.image_size)
+    return encoder | (_read_state(path / _STATISTICS) if (path / _STATISTICS).exists() else {})
 
 
 def to_timm(state: Mapping[str, Tensor], spec: ModelSpec, image_size: int) -> State:

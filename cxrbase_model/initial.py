@@ -35,7 +35,7 @@ def initial_state(plan: Plan, stage: PretrainStage | FinetuneStage, finished: Ca
     state = state_of(model)
     source = _source(plan, stage, finished)
     if source is None:
-        return state
+        return state | (_statistics({}, state, stage) if isinstance(stage, FinetuneStage) and stage.standardise else {})
     if mismatch(source, state) is None:
         return source  # the same kind of stage goes on: its decoder or head goes on too
     encoder = with_prefix(merged(source), "encoder.")
@@ -43,10 +43,22 @@ def initial_state(plan: Plan, stage: PretrainStage | FinetuneStage, finished: Ca
         raise InitError(
             f"stage {stage.name}: the encoder named by init {stage.init!r} has another shape than the plan's"
         )
+    if isinstance(stage, FinetuneStage) and stage.standardise:
+        encoder |= _statistics(source, state, stage)
     load_state(model, {**state, **encoder})
     if isinstance(model, FeaturePredictor):
         model.start_teacher()
     return state_of(model)
+
+
+def _statistics(source: State, state: State, stage: FinetuneStage) -> State:
+    found, wanted = with_prefix(source, "standard."), with_prefix(state, "standard.")
+    if mismatch(found, wanted):
+        raise InitError(
+            f"stage {stage.name}: standardise: expected statistics of features beside the encoder named by init {stage.init!r}, "
+            f"found {'none' if not found else 'those of another shape'}"
+        )
+    return found
 
 
 def _source(plan: Plan, stage: PretrainStage | FinetuneStage, finished: Callable[[str], State]) -> State | None:

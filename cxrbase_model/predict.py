@@ -13,7 +13,10 @@ from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.plan import PretrainStage
 from cxrbase_model.runtime import Runtime
 from cxrbase_model.seeds import generator
+from cxrbase_model.state import State
 from cxrbase_model.vit import gather, patchify, unpatchify
+
+_FLAT = 1e-3  # added to a feature's deviation, so that one that is the same in all pictures stays small
 
 
 @torch.no_grad()
@@ -53,6 +56,30 @@ def embed(model: Classifier, batches: Iterable[Tensor], runtime: Runtime) -> Ten
             features = model.encoder(patchify(normalise(images_BHW.to(runtime.device)), model.encoder.patch))
         means.append(features.float().mean(dim=1).cpu())
     return torch.cat(means)
+
+
+@torch.no_grad()
+def feature_statistics(model: Classifier | MaskedAutoencoder, batches: Iterable[Tensor], runtime: Runtime) -> State:
+    """Mean and deviation over uint8 pictures [B, H, W], one batch at least, of each patch's features, for `Standardise`: each [N, D].
+
+    ValueError where there are no pictures.
+    """
+    model.to(runtime.device).eval()
+    sums, squares, count = 0.0, 0.0, 0
+    for images_BHW in batches:
+        with runtime.autocast():
+            features = model.encoder(patchify(normalise(images_BHW.to(runtime.device)), model.encoder.patch))
+        features_BND = features.double().cpu()
+        sums, squares, count = (
+            sums + features_BND.sum(dim=0),
+            squares + features_BND.square().sum(dim=0),
+            count + len(features_BND),
+        )
+    if count == 0:
+        raise ValueError("batches: expected pictures, found none")
+    mean, square = torch.as_tensor(sums / count), torch.as_tensor(squares / count)
+    deviation = (square - mean.square()).clamp(min=0).sqrt() + _FLAT
+    return {"standard.mean": mean.float(), "standard.deviation": deviation.float()}
 
 
 @torch.no_grad()

@@ -116,8 +116,14 @@ class FinetuneStage:
     )  # fmt: skip
     pooling: str = knob(
         "mean",
-        choices=("mean", "attentive"),
-        why="what the head sees: the mean patch, or one attention query a finding",
+        choices=("mean", "grid", "attentive"),
+        why="what the head sees: the mean patch, the mean patch of each region, or one attention query a finding",
+    )
+    grid: int = knob(4, unit="regions", low=2, high=64, why="regions a side that `pooling: grid` has")
+    standardise: bool = knob(
+        False,
+        why="subtract the mean of each patch's features and divide by their deviation, as the encoder that `init` names tells them: "
+        "those of the public pictures that it was pretrained on",
     )
     last_blocks: int = knob(2, unit="blocks", low=1, high=48, why="how many blocks `trains: last` trains")
     lora_rank: int = knob(8, low=1, high=256, why="rank of the changes that `trains: lora` trains")

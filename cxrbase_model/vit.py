@@ -170,7 +170,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=0.02, generator=generator)
-        elif isinstance(part, nn.LayerNorm):
+        elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
     for part in module.modules():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.plan import FinetuneStage, Plan, read_plan
@@ -20,6 +21,8 @@ from sim.config import FolderHospitals, PhantomHospitals
 from sim.partition import Even, Partition
 
 LABEL_FLIP, INVERTED = "label-flip", "inverted"  # attacks on a hospital's data; the others change its update
+JUDGED = ("test", "validation")
+Setting = bool | int | float | str
 ATTACKS = ("sign-flip", "scaled", "head-flip", "noise", LABEL_FLIP, "free-rider", "colluding", "nan", INVERTED)
 
 
@@ -34,6 +37,9 @@ class Rule:
     shortest: float | None = knob(None, low=1e-6, high=1.0, why="as federation.shortest in a plan")
     cosine: float | None = knob(None, low=-1.0, high=1.0, why="as federation.cosine in a plan")
     privacy: Privacy | None = knob(None, why="as in a plan: differential privacy of patients or pictures")
+    stage: dict[str, Setting | dict[str, Setting]] = knob(
+        factory=dict, why="what it changes of the plan's last stage, key by key"
+    )
     pooled: bool = knob(False, why="all pictures in one hospital instead: what the rules are measured against")
 
 
@@ -62,6 +68,9 @@ class Part:
     attacks: tuple[Attack, ...] = knob((), why="attacks, each by each number of attackers")
     attackers: tuple[int, ...] = knob((1, 2), low=1, high=1000, why="how many of the hospitals attack, the last ones")
     rounds: int | None = knob(None, low=1, high=100_000, why="rounds of the last stage, where they are not the plan's")
+    gaps: tuple[str, ...] = knob(
+        (), choices=("hospital", "sex", "age"), why="groups of the judged patients whose AUROC is told apart"
+    )
     curve: bool = knob(True, why="AUROC after every round, on the pictures that are watched, and not at the end alone")
 
     def __post_init__(self) -> None:
@@ -83,6 +92,14 @@ class CompareConfig:
     hospitals: FolderHospitals | PhantomHospitals = knob(factory=PhantomHospitals, why="whose pictures are used")
     seeds: tuple[int, ...] = knob((1, 2, 3), low=0, why="every federation once for each")
     held_out: float = knob(0.25, low=0.05, high=0.9, why="share of the patients that no training sees, to test on")
+    validation: float = knob(
+        0.0, low=0.0, high=0.5, why="share of the patients, none of them to train or test on, to choose settings on"
+    )
+    judged: str = knob(
+        "test",
+        choices=JUDGED,
+        why="whose pictures results are of; where settings are chosen, test patients stay unseen",
+    )
     watched: int = knob(
         400, unit="pictures", low=10, high=1_000_000, why="held-out pictures tested on after each round"
     )
@@ -91,6 +108,14 @@ class CompareConfig:
         why="an identifier of more pictures than this is no person's, and each of its pictures is taken for a patient; none trusts all",
     )  # fmt: skip
     parts: tuple[Part, ...] = knob(why="the tables")
+
+    def __post_init__(self) -> None:
+        if self.judged == "validation" and not self.validation:
+            raise SettingsError("validation: expected a share above 0 where judged is validation, found 0")
+        if self.held_out + self.validation > 0.9:
+            raise SettingsError(
+                f"validation: expected at most 0.9 with held_out, found {self.held_out + self.validation:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -158,11 +183,21 @@ def plan_of(plan: Plan, job: Job) -> Plan:
     federation = dataclasses.replace(plan.federation, **limits, repeats=0)
     if job.rule.pooled:
         federation = dataclasses.replace(federation, quorum=1)
-    last = dataclasses.replace(plan.stages[-1], rounds=job.part.rounds or plan.stages[-1].rounds)
+    rounds = {"rounds": job.part.rounds} if job.part.rounds else {}
+    last = read(FinetuneStage, _merged(to_mapping(plan.stages[-1]), rounds | job.rule.stage), "stage")
     return dataclasses.replace(
         plan, seed=job.seed, federation=federation, aggregation=job.rule.aggregation, privacy=job.rule.privacy,
         stages=(*plan.stages[:-1], last),
     )  # fmt: skip
+
+
+def _merged(mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with some keys changed; those of mappings in it by themselves."""
+    both = {
+        key: value for key, value in changes.items() if isinstance(mapping.get(key), dict) and isinstance(value, dict)
+    }
+    inner = {key: _merged(mapping[key], value) for key, value in both.items()}
+    return {**mapping, **changes, **inner}
 
 
 def mark(config: CompareConfig, plan: Plan, job: Job, data: Path) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.archive.identity import SPLITS
 from client.site import Site
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.engine import Runtime
@@ -76,19 +77,25 @@ class Bench:
         return pool
 
     @cached_property
-    def held_out(self) -> NDArray[np.bool_]:
-        """Which pictures no training sees, [N]: those of a share of each hospital's patients, the same in every job."""
-        chosen = np.zeros(len(self.pool.patients), bool)
-        for hospital in range(len(self.pool.names)):
+    def splits(self) -> NDArray[np.uint8]:
+        """Whose picture each is, [N], an index into SPLITS: of a share of each hospital's patients, the same in every job and,
+        of test patients, whatever the share that settings are chosen on.
+        """
+        splits = np.full(len(self.pool.patients), SPLITS.index("train"), np.uint8)
+        for hospital, name in enumerate(self.pool.names):
             patients = np.unique(self.pool.patients[self.pool.hospitals == hospital])
-            order = np.random.default_rng(derive_seed(0, "held out", self.pool.names[hospital])).permutation(patients)
-            chosen |= np.isin(self.pool.patients, order[: math.ceil(self.config.held_out * len(order))])
-        return chosen
+            order = np.random.default_rng(derive_seed(0, "held out", name)).permutation(patients)
+            tested = math.ceil(self.config.held_out * len(order))
+            chosen = order[tested : tested + math.ceil(self.config.validation * len(order))]
+            splits[np.isin(self.pool.patients, order[:tested])] = SPLITS.index("test")
+            splits[np.isin(self.pool.patients, chosen)] = SPLITS.index("validation")
+        return splits
 
     def tested(self, job: Job) -> NDArray[np.int64]:
-        """The rows that a job's model is tested on: held-out, labelled, and of hospitals that take part."""
+        """The rows that a job's model is judged on: of the judged split, labelled, and of hospitals that take part."""
         known = np.isfinite(self.pool.labels[:, 0])
-        return np.flatnonzero(self.held_out & known & (self._sites_of(job) >= 0))
+        judged = self.splits == SPLITS.index(self.config.judged)
+        return np.flatnonzero(judged & known & (self._sites_of(job) >= 0))
 
     def do(self, job: Job) -> Result:
         """Do a job, if its result is not there yet."""
@@ -138,7 +145,7 @@ class Bench:
         sites_N = self._sites_of(job)
         hospitals = []
         for site in range(1 if job.rule.pooled else job.partition.sites):
-            rows = np.flatnonzero((sites_N == site) & ~self.held_out)
+            rows = np.flatnonzero((sites_N == site) & (self.splits == SPLITS.index("train")))
             if len(rows) == 0:
                 raise SettingsError(f"{job.name}: expected pictures in every hospital, found none in number {site + 1}")
             pictures, labels = self._pictures(job, rows), self.pool.labels[rows]

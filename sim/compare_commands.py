@@ -20,6 +20,7 @@ from cxrbase_model.settings import SettingsError
 from sim.compare import CompareConfig, Job, jobs, read_compare
 from sim.compare_bench import Bench
 from sim.compare_findings import Findings
+from sim.compare_gaps import gap_tables
 from sim.compare_plot import write_plots
 from sim.compare_table import tables
 from sim.config import FolderHospitals, SimConfig
@@ -60,7 +61,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if not arguments.tables:
         _work(bench, todo, arguments.workers)
     findings = Findings(bench)
-    text = tables(findings)
+    text = "\n".join([tables(findings), *(line for part in config.parts for line in gap_tables(findings, part))])
     (arguments.out / "compare.md").write_text(text, encoding="utf-8")
     written = write_plots(findings, arguments.out)
     console.print(text, markup=False)

@@ -57,7 +57,7 @@ class Losses:
             yield f"{self.attackers} of {self.cut.sites} hospitals attack: not done yet.\n"
             return
         yield (
-            f"{self.attackers} of {self.cut.sites} hospitals attack; {_seeds(self.seeds)}. AUROC without an attack, and by how many AUROC "
+            f"{self.attackers} of {self.cut.sites} hospitals attack; {seeds_of(self.seeds)}. AUROC without an attack, and by how many AUROC "
             f"points each ends below `{self.part.rules[0].name}` without one:\n"
         )
         yield f"| rule | no attack | {' | '.join(attack.name for attack in self.part.attacks)} |"
@@ -77,14 +77,14 @@ class Losses:
     def _row(self, rule: Rule) -> Iterator[str]:
         yield f"`{rule.name}`"
         honest = cell(self.part, self.cut, rule)
-        yield _interval(self._findings.auroc(honest, self.seeds), 3) if self._findings.seeds(honest) else _NOT_YET
+        yield interval(self._findings.auroc(honest, self.seeds), 3) if self._findings.seeds(honest) else _NOT_YET
         for attack in self.part.attacks:
             loss = self.of(rule, attack)
             if loss is None:
                 yield _NOT_YET
                 continue
             results = self._findings.results(self._cell(rule, attack), self.seeds)
-            yield _interval(loss, 1) + (", stopped" if any(each.stopped for each in results) else "")
+            yield interval(loss, 1) + (", stopped" if any(each.stopped for each in results) else "")
 
     def _worst(self, rule: Rule) -> Iterator[str]:
         yield f"`{rule.name}`"
@@ -93,7 +93,7 @@ class Losses:
             yield from (_NOT_YET, "", "")
             return
         worst = max(known, key=lambda name: known[name].value)
-        yield from (worst, _interval(known[worst], 2), judged(known[worst]))
+        yield from (worst, interval(known[worst], 2), judged(known[worst]))
 
 
 def judged(loss: Value) -> str:
@@ -115,14 +115,14 @@ def convergence_tables(findings: Findings, part: Part) -> Iterator[str]:
         if not seeds or not findings.seeds(reference) or (pooled and not findings.seeds(pooled)):
             yield f"**{cut.title}**: not done yet.\n"
             continue
-        yield f"**{cut.title}**, {cut.sites} hospitals, {_seeds(seeds)}:\n"
+        yield f"**{cut.title}**, {cut.sites} hospitals, {seeds_of(seeds)}:\n"
         yield f"| rule | AUROC at the end | points below `{part.rules[0].name}` | rounds to {REACHED:.0%} of pooled | MB until then |"
         yield "|---|---|---|---|---|"
         for rule in there:
             job = cell(part, cut, rule)
             rounds, megabytes = _reached(findings, job, pooled, seeds)
-            loss = _interval(findings.loss(job, reference, seeds), 1)
-            final = _interval(findings.auroc(job, seeds), 3)
+            loss = interval(findings.loss(job, reference, seeds), 1)
+            final = interval(findings.auroc(job, seeds), 3)
             yield f"| `{rule.name}` | {final} | {loss} | {rounds} | {'' if rule.pooled else megabytes} |"
         yield ""
 
@@ -155,11 +155,12 @@ def _each(values: Sequence[float | None], text: str) -> str:
     return mean if len(known) == len(values) else f"{mean} ({len(known)} of {len(values)} seeds)"
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def seeds_of(seeds: Sequence[int]) -> str:
+    """Which seeds numbers are the mean of."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(map(str, seeds))}"
 
 
-def _interval(value: Value, digits: int) -> str:
+def interval(value: Value, digits: int) -> str:
     """A value with its interval, such as 0.812 (0.740 to 0.870); no minus before zero."""
     numbers = [round(each, digits) + 0.0 for each in (value.value, value.low, value.high)]
     return f"{numbers[0]:.{digits}f} ({numbers[1]:.{digits}f} to {numbers[2]:.{digits}f})"

@@ -29,7 +29,7 @@ from cxrbase_model.files import write_private
 from cxrbase_model.initial import build_model, initial_state
 from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.plan import Augmentation, FinetuneStage, Plan, PretrainStage, read_plan
-from cxrbase_model.predict import embed, predict
+from cxrbase_model.predict import embed, feature_statistics, predict
 from cxrbase_model.rows import balanced_rows, batch_rows, labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import SettingsError, digest, knob, load_yaml, read
@@ -139,11 +139,16 @@ def jobs(config: StudyConfig, plan: Plan) -> Iterator[Job]:
                     yield Job(head, dataclasses.replace(chosen, init=init), share, "", seed)
 
 
+def pretraining_name(pictures: Pictures, without: str, seed: int) -> str:
+    """The file's name of a pretraining, without its ending."""
+    return f"{pictures.name}-{without or 'all'}-{seed}"
+
+
 class Pool:
     """The pictures of several hospitals as one table.
 
     pictures: uint8 [N, S, S]. labels: float32 [N, C], NaN where unknown. patients: int64 [N], no two hospitals' alike. hospitals:
-    int64 [N], an index into `names`. splits: uint8 [N], an index into train, validation, test.
+    int64 [N], an index into `names`. splits: uint8 [N], an index into train, validation, test. groups: as in `Cache`, uint8 [N] each.
     """
 
     def __init__(self, sites: list[Path]) -> None:
@@ -152,6 +157,9 @@ class Pool:
         self.pictures = np.concatenate([cache.pixels(np.arange(len(cache))) for _, cache in loaded])
         self.labels = np.concatenate([cache.labels for _, cache in loaded])
         self.splits = np.concatenate([cache.splits for _, cache in loaded])
+        self.groups = {
+            name: np.concatenate([cache.groups[name] for _, cache in loaded]) for name in ("sex", "age_band")
+        }
         self.hospitals = np.repeat(np.arange(len(loaded)), [len(cache) for _, cache in loaded])
         self.patients = np.concatenate([cache.patients for _, cache in loaded]) + (self.hospitals << 32)
 
@@ -261,9 +269,10 @@ class Bench:
     def pretrained(self, pictures: Pictures, without: str, seed: int) -> Path:
         """The file of the autoencoder pretrained on the training pictures of all hospitals but one; trained where it is missing.
 
-        Its encoder is also exported beside it, to the folder of the file's name, for other plans to begin with.
+        Its encoder is also exported beside it, to the folder of the file's name, for other plans to begin with; with the statistics
+        of its features on these pictures, for `standardise`.
         """
-        file = self.out / "pretrained" / f"{pictures.name}-{without or 'all'}-{seed}.safetensors"
+        file = self.out / "pretrained" / f"{pretraining_name(pictures, without, seed)}.safetensors"
         if not file.exists():
             plan, pool = dataclasses.replace(self.plan, seed=seed), self.pools[pictures]
             stage = plan.stages[0]
@@ -281,7 +290,8 @@ class Bench:
                 model, (torch.from_numpy(pool.pictures[each]) for each in order), stage, progress, draw, self.runtime
             )
             file.parent.mkdir(parents=True, exist_ok=True)
-            export_encoder(state_of(model), plan, file.with_suffix(""))
+            statistics = feature_statistics(model, pool.batches(rows), self.runtime)
+            export_encoder(state_of(model), plan, file.with_suffix(""), statistics)
             write_private(file, pack(state_of(model)))
         return file
 

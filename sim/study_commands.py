@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cxrbase_model.settings import SettingsError
 from sim.config import SimConfig
 from sim.prepare import prepare
 from sim.progress import StepProgress
-from sim.study import Bench, Job, Pictures, StudyConfig, fingerprint, jobs, read_study
+from sim.study import Bench, Job, Pictures, StudyConfig, fingerprint, jobs, pretraining_name, read_study
 from sim.study_page import page
 from sim.study_table import tables
 
@@ -34,6 +35,11 @@ def add(commands: Any) -> None:
     study.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with a sub-folder a hospital")
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="results; the same command goes on there")
     study.add_argument("--workers", type=int, default=2, metavar="N", help="processes, of one thread each (default 2)")
+    study.add_argument(
+        "--pretraining",
+        metavar="NAME",
+        help="do this pretraining only, for example equalize-guangzhou-1; other plans may start from it",
+    )
     study.set_defaults(run=_study)
 
 
@@ -41,13 +47,18 @@ def _study(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1:
         raise SettingsError(f"--workers: expected at least 1, found {arguments.workers}")
     config, plan = read_study(arguments.config)
+    key = _key(config, plan, arguments.pretraining) if arguments.pretraining else None
     _claim(arguments.out, fingerprint(config, plan, arguments.data))
-    forms = sorted({recipe.pictures for recipe in config.recipes})
+    forms = [key[1]] if key else sorted({recipe.pictures for recipe in config.recipes})
     sites = {form: _sites(config, plan, form, arguments) for form in forms}
     missing = [each for each in config.unseen if each not in [file.parent.name for file in sites[forms[0]]]]
     if missing:
         raise SettingsError(f"unseen: expected hospitals of {arguments.data}, found {', '.join(missing)}")
     bench = Bench(config, plan, sites, arguments.out, runtime_for(Compute(threads=1), plan.precision))
+    if key:
+        torch.set_num_threads(1)  # as a worker has
+        console.print(f"  {bench.pretrained(key[1], key[2], key[0]).with_suffix('')}")
+        return 0
     _work(bench, list(jobs(config, plan)), arguments.workers)
     text = tables(bench)
     (arguments.out / "study.md").write_text(text, encoding="utf-8")
@@ -81,7 +92,7 @@ def _work(bench: Bench, todo: list[Job], workers: int) -> None:
         for job in todo:
             bench.do(job)
         return
-    keys = sorted({(job.seed, job.recipe.pictures, job.without) for job in todo if job.recipe.init == "mae"})
+    keys = _keys(todo)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(bench,)) as pool:
         for number, each in enumerate(as_completed([pool.submit(_pretrain, key) for key in keys]), start=1):
@@ -93,6 +104,21 @@ def _work(bench: Bench, todo: list[Job], workers: int) -> None:
             console.print(f"{number} of {len(todo)}: {waiting[done].name}")
 
 
+Key = tuple[int, Pictures, str]  # seed, form of the pictures, hospital that is left out
+
+
+def _keys(todo: Iterable[Job]) -> list[Key]:
+    """The pretrainings that jobs start from, each once."""
+    return sorted({(job.seed, job.recipe.pictures, job.without) for job in todo if job.recipe.init == "mae"})
+
+
+def _key(config: StudyConfig, plan: Plan, name: str) -> Key:
+    known = {pretraining_name(key[1], key[2], key[0]): key for key in _keys(jobs(config, plan))}
+    if name not in known:
+        raise SettingsError(f"--pretraining: expected one of {', '.join(known)}; found {name}")
+    return known[name]
+
+
 _bench: Bench
 
 
@@ -102,7 +128,7 @@ def _start(bench: Bench) -> None:
     _bench = bench
 
 
-def _pretrain(key: tuple[int, Pictures, str]) -> None:
+def _pretrain(key: Key) -> None:
     seed, pictures, without = key
     _bench.pretrained(pictures, without, seed)
 

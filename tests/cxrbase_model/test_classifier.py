@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cxrbase_model.augment import normalise
 from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.engine import Progress, Runtime, finetune
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.plan import FinetuneStage, Optimizer, Plan
-from cxrbase_model.predict import predict
-from cxrbase_model.state import moving_names, state_of, subtract, with_prefix
+from cxrbase_model.predict import feature_statistics, predict
+from cxrbase_model.state import load_state, moving_names, state_of, subtract, with_prefix
+from cxrbase_model.vit import patchify
 
 CPU = Runtime(torch.device("cpu"))
 
@@ -39,7 +41,7 @@ def trained(plan: Plan, settings: FinetuneStage, steps: int = 30) -> Classifier:
     return model
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attentive"])
+@pytest.mark.parametrize("pooling", ["mean", "grid", "attentive"])
 def test_it_starts_undecided_and_shares_the_encoders_names_with_the_autoencoder(small_plan: Plan, pooling: str) -> None:
     model = build_classifier(small_plan, stage(small_plan, pooling=pooling))
     assert torch.equal(model(torch.randn(2, 32, 32)), torch.zeros(2, 3))
@@ -47,7 +49,7 @@ def test_it_starts_undecided_and_shares_the_encoders_names_with_the_autoencoder(
     assert with_prefix(own, "encoder.").keys() == with_prefix(other, "encoder.").keys()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attentive"])
+@pytest.mark.parametrize("pooling", ["mean", "grid", "attentive"])
 @pytest.mark.parametrize("trains", ["all", "head", "last", "lora"])
 def test_only_what_a_stage_trains_moves_and_it_learns(small_plan: Plan, trains: str, pooling: str) -> None:
     settings = stage(small_plan, trains, pooling)
@@ -85,3 +87,25 @@ def test_a_frozen_encoder_drops_no_paths(small_plan: Plan) -> None:
     for trains, drops in (("all", True), ("last", True), ("lora", True), ("head", False)):
         encoder = build_classifier(small_plan, stage(small_plan, trains)).encoder
         assert (encoder.draw_paths(4, draws) is not None) == drops
+
+
+def test_a_grid_shows_the_head_the_mean_patch_of_each_region_and_standardised_features_are_fixed(
+    small_plan: Plan,
+) -> None:
+    settings = replace(stage(small_plan, "head", "grid"), grid=2, standardise=True)
+    model = build_classifier(small_plan, settings).eval()
+    side, width = model.encoder.side, model.encoder.embed.out_features
+    features = torch.randn(3, side**2, width)
+    regions = features.reshape(3, 2, side // 2, 2, side // 2, width).mean(dim=(2, 4))
+    assert torch.allclose(model._regions(features), regions.permute(0, 3, 1, 2).flatten(1), atol=1e-6)
+    images = [torch.randint(0, 255, (5, 32, 32), dtype=torch.uint8) for _ in range(3)]
+    statistics = feature_statistics(model, images, CPU)
+    load_state(model, state_of(model) | statistics)
+    assert model.standard is not None
+    with torch.no_grad():
+        shown = model.standard(model.encoder(patchify(normalise(torch.cat(images)), model.encoder.patch)))
+    assert torch.allclose(shown.mean(dim=0), torch.zeros(side**2, width), atol=1e-3)
+    assert shown.std(dim=0, correction=0).median() == pytest.approx(1.0, abs=0.02)
+    assert not {name for name in moving_names(model) if name.startswith("standard")}
+    with pytest.raises(ValueError, match="expected pictures"):
+        feature_statistics(model, [], CPU)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,13 @@ def test_an_encoder_comes_back_as_it_was(small_plan: Plan, tmp_path: Path) -> No
     assert digest(back) == digest(with_prefix(state, "encoder."))
 
 
-def test_a_classifier_predicts_the_same_after_the_way_over_the_disk(small_plan: Plan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "grid", "attentive"])
+def test_a_classifier_predicts_the_same_after_the_way_over_the_disk(
+    small_plan: Plan, tmp_path: Path, pooling: str
+) -> None:
     stage = small_plan.stage("detect")
     assert isinstance(stage, FinetuneStage)
+    stage = replace(stage, pooling=pooling, grid=2, standardise=pooling == "grid")
     model = build_classifier(small_plan, stage).eval()
     initialise(model, generator(9, "test"))
     folder = export_classifier(state_of(model), small_plan, stage, tmp_path / "classifier")

@@ -78,6 +78,7 @@ MODELS: dict[str, Callable[[Plan], tuple[nn.Module, Losses]]] = {
     "linear probe": lambda plan: classifier(plan, trains="head"),
     "attentive": lambda plan: classifier(plan, pooling="attentive"),
     "attentive probe": lambda plan: classifier(plan, trains="head", pooling="attentive"),
+    "standardised grid": lambda plan: classifier(plan, trains="head", pooling="grid", grid=2, standardise=True),
     "last block": lambda plan: classifier(plan, trains="last", last_blocks=1),
     "lora": lambda plan: classifier(plan, trains="lora", lora_rank=2),
     "mae": autoencoder,

@@ -102,6 +102,23 @@ def test_weights_from_a_file_start_a_stage(tmp_path: Path, kind: str) -> None:
     assert digest(with_prefix(state, "encoder.")) == digest(with_prefix(trained, "encoder."))
 
 
+def test_features_are_standardised_by_the_statistics_that_the_encoder_comes_with(tmp_path: Path) -> None:
+    head = {"kind": "finetune", "name": "detect", "standardise": True, "trains": "head"}
+    the_plan = plan({**head, "init": f"file:{tmp_path / 'encoder'}"}, {**head, "name": "more", "init": "stage:detect"})
+    trained = moved(state_of(build_autoencoder(plan(MAE))))
+    export_encoder(trained, the_plan, tmp_path / "encoder")
+    with pytest.raises(StoreError, match=r"stage detect: standardise: expected statistics .* found none"):
+        started(tmp_path / "first", the_plan, "detect")
+    model = build_classifier(the_plan, the_plan.stages[0])
+    statistics = {name: tensor + 2 for name, tensor in with_prefix(state_of(model), "standard.").items()}
+    export_encoder(trained, the_plan, tmp_path / "encoder", statistics)
+    state = started(tmp_path / "second", the_plan, "detect")
+    assert digest(with_prefix(state, "standard.")) == digest(statistics)
+    assert digest(with_prefix(state, "encoder.")) == digest(with_prefix(trained, "encoder."))
+    with pytest.raises(StoreError, match="found none"):
+        started(tmp_path / "third", plan({**head, "init": "random"}), "detect")
+
+
 @pytest.mark.parametrize(
     ("init", "line"),
     [

@@ -14,14 +14,16 @@ import torch
 import yaml
 from PIL import Image
 
+from client.archive.identity import SPLITS
 from client.dataset import Cache
 from cxrbase_model.engine import Runtime
 from cxrbase_model.messages import Task
 from cxrbase_model.metrics import auroc
+from cxrbase_model.plan import FinetuneStage
 from cxrbase_model.settings import SettingsError, read
 from cxrbase_model.state import norm
 from sim.cli import main
-from sim.compare import Attack, CompareConfig, Job, jobs, mark, plan_of, read_compare
+from sim.compare import Attack, CompareConfig, Job, Rule, jobs, mark, plan_of, read_compare
 from sim.compare_bench import Bench, Result, update_attack
 from sim.compare_findings import Curves, Findings, Value, cell, paired
 from sim.compare_plot import loss_table
@@ -141,11 +143,52 @@ def test_an_identifier_of_too_many_pictures_is_taken_apart_and_nobody_is_on_both
     job = list(jobs(bench.config))[-1]
     tested = bench.tested(job)
     assert 20 <= len(tested) <= 28
-    assert bench.held_out[tested].all()
+    assert (bench.splits[tested] == SPLITS.index("test")).all()
     whole = dataclasses.replace(bench, config=dataclasses.replace(bench.config, largest_patient=None))
     assert len(np.unique(whole.pool.patients)) == 82
     for patient in np.unique(whole.pool.patients):
-        assert len(np.unique(whole.held_out[whole.pool.patients == patient])) == 1
+        assert len(np.unique(whole.splits[whole.pool.patients == patient])) == 1
+
+
+def test_settings_are_chosen_on_patients_that_are_neither_trained_nor_tested_on(done: Path, tmp_path: Path) -> None:
+    tested = bench_of(done)
+    config = dataclasses.replace(tested.config, validation=0.2, judged="validation")
+    tuned = dataclasses.replace(tested, config=config)
+    job = next(iter(jobs(config)))
+    judged, test = tuned.tested(job), tested.tested(job)
+    trained = tuned.pool.pictures[tuned.splits == SPLITS.index("train")]
+    sites = tuned._hospitals(job, plan_of(tuned.plans["attacked"], job), tmp_path)
+    assert sum(len(Cache.open(site.cache_folder)) for site in sites) == len(trained) == 96 - len(test) - len(judged)
+    assert len(judged) == 20
+    assert not np.isin(tuned.pool.patients[judged], tuned.pool.patients[test]).any()
+    again = dataclasses.replace(tested, config=dataclasses.replace(config, judged="test"))
+    assert (again.tested(job) == test).all(), "test patients are the same however many settings are chosen on"
+
+
+def test_a_comparison_that_judges_on_validation_patients_needs_some() -> None:
+    parts = [{"name": "a", **ATTACK}]
+    with pytest.raises(SettingsError, match="validation: expected a share above 0"):
+        read(CompareConfig, {"parts": parts, "judged": "validation"})
+    with pytest.raises(SettingsError, match=r"validation: expected at most 0.9 with held_out, found 1"):
+        read(CompareConfig, {"parts": parts, "held_out": 0.6, "validation": 0.4})
+
+
+def test_a_rule_changes_what_it_says_of_the_last_stage_and_leaves_the_rest(study: Path) -> None:
+    config, plans = read_compare(study / "study.yaml")
+    job = next(iter(jobs(config)))
+    before = plan_of(plans["attacked"], job).stages[-1]
+    changes = {"pooling": "grid", "standardise": True, "optimizer": {"lr": 0.25}}
+    changed = dataclasses.replace(job, rule=read(Rule, {"name": "grid", "stage": changes}))
+    after = plan_of(plans["attacked"], changed).stages[-1]
+    assert isinstance(before, FinetuneStage)
+    optimizer = dataclasses.replace(before.optimizer, lr=0.25)
+    assert after == dataclasses.replace(before, pooling="grid", standardise=True, optimizer=optimizer)
+    for wrong, told in (
+        ({"poolin": "grid"}, r"stage\.poolin: unknown key"),
+        ({"optimizer": 3}, r"stage\.optimizer: expected"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            plan_of(plans["attacked"], dataclasses.replace(job, rule=read(Rule, {"name": "x", "stage": wrong})))
 
 
 def test_results_of_other_settings_are_none_of_this_job(study: Path) -> None:
@@ -159,8 +202,9 @@ def test_results_of_other_settings_are_none_of_this_job(study: Path) -> None:
         mark(config, plan, dataclasses.replace(first, seed=2), Path("a")),
         mark(config, plan, dataclasses.replace(first, attack=Attack(kind="nan"), attackers=1), Path("a")),
         mark(dataclasses.replace(config, held_out=0.3), plan, first, Path("a")),
+        mark(dataclasses.replace(config, validation=0.1, judged="validation"), plan, first, Path("a")),
     }
-    assert len(marks) == 6
+    assert len(marks) == 7
     more = dataclasses.replace(config, seeds=(1, 2), parts=config.parts[:1])
     assert mark(more, plan, first, Path("a")) == mark(config, plan, first, Path("a")), "a study may grow"
 

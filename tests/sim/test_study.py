@@ -52,7 +52,7 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(study: Path) -> int:
+def _run(study: Path, *more: str) -> int:
     return main(
         [
             "study",
@@ -63,6 +63,7 @@ def _run(study: Path) -> int:
             str(study / "out"),
             "--workers",
             "1",
+            *more,
         ]
     )
 
@@ -100,6 +101,23 @@ def test_results_of_two_studies_do_not_mix(study: Path, capsys: pytest.CaptureFi
     (study / "out" / "study.digest").write_text("another")
     assert _run(study) == 2
     assert "another study" in capsys.readouterr().err
+
+
+def test_one_pretraining_can_be_made_alone_with_the_statistics_of_its_features(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(study, "--pretraining", "as-is-nobody-1") == 2
+    assert "--pretraining: expected one of as-is-" in capsys.readouterr().err
+    assert _run(study, "--pretraining", "as-is-west-1") == 0
+    assert not (study / "out" / "jobs").exists()
+    found = sorted(path.name for path in (study / "out" / "pretrained").rglob("*"))
+    assert found == [
+        "as-is-west-1",
+        "as-is-west-1.safetensors",
+        "config.json",
+        "features.safetensors",
+        "model.safetensors",
+    ]
 
 
 def test_an_unknown_recipe_is_named(study: Path) -> None:

@@ -20,7 +20,8 @@ from cxrbase_model.settings import SettingsError
 from sim.config import SimConfig
 from sim.prepare import prepare
 from sim.progress import StepProgress
-from sim.study import Bench, Job, Pictures, StudyConfig, fingerprint, jobs, read_study
+from sim.study import Job, Pictures, StudyConfig, fingerprint, jobs, read_study
+from sim.study_bench import Bench
 from sim.study_page import page
 from sim.study_table import tables
 
@@ -81,7 +82,7 @@ def _work(bench: Bench, todo: list[Job], workers: int) -> None:
         for job in todo:
             bench.do(job)
         return
-    keys = sorted({(job.seed, job.recipe.pictures, job.without) for job in todo if job.recipe.init == "mae"})
+    keys = sorted({_pretraining(bench, job) for job in todo if job.recipe.init == "mae"})
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(bench,)) as pool:
         for number, each in enumerate(as_completed([pool.submit(_pretrain, key) for key in keys]), start=1):
@@ -91,6 +92,10 @@ def _work(bench: Bench, todo: list[Job], workers: int) -> None:
         for number, done in enumerate(as_completed(waiting), start=1):
             done.result()
             console.print(f"{number} of {len(todo)}: {waiting[done].name}")
+
+
+def _pretraining(bench: Bench, job: Job) -> tuple[int, Pictures, str]:
+    return bench.pretrained_seed(job), job.recipe.pictures, job.without
 
 
 _bench: Bench

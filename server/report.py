@@ -12,6 +12,7 @@ from cxrbase_model.settings import to_mapping
 from server.examples import Look, Triple
 from server.page import SEEDED_TEXT, page
 from server.promise import promise
+from server.records import described
 from server.store import RunStore, write_atomic
 
 SCHEMA = 1
@@ -70,14 +71,10 @@ def content(plan: Plan, run: dict[str, Any], records: list[dict[str, Any]]) -> d
 
 
 def hospitals(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each hospital told about itself: name to pictures by split, patients, labels and exclusions by count."""
-    return {
-        entry["site"]: entry["description"]
-        for record in records
-        if record["kind"] == "describe"
-        for entry in record["hospitals"]
-        if entry["status"] == "admitted"
-    }
+    """What each hospital told about itself: name to pictures by split, patients, labels and exclusions by count; also those that joined
+    while the run went on.
+    """
+    return {entry["site"]: entry["description"] for record in records for entry in described(record)}
 
 
 def evaluations(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from server.intake import Intake
 from server.live import Live
 from server.newcomers import Newcomers
 from server.protection import Protection, RunPrivacy
-from server.records import Record, record, told, usual_norm
+from server.records import Record, joined, record, told, usual_norm
 from server.roster import Roster
 from server.rules.gathering import Gathering, gathering
 from server.secure_round import SecureRound
@@ -252,6 +252,8 @@ class RoundLoop:
         if secure is not None:
             done |= {"loss": secure["loss"], "secure": secure}
         done["model"] = item.model_of
+        if late := joined(self._store.records(), self._roster.entries.values()):
+            done["joined"] = late
         if protection is not None:
             done["privacy"] = protection.told()
         if variates is not None:

@@ -87,6 +87,8 @@ def _measure(network: Path, setting: Setting, sessions: Mapping[int, str]) -> di
         watch.join()
     rounds = [json.loads(line) for line in (notes / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     times = [line["time"] for line in rounds if line["round"] > 0]
+    if len(times) < setting.rounds:
+        raise RuntimeError(f"{setting.kind}: {len(times)} of {setting.rounds} rounds; {_told(network)}")
     return {
         "seconds": statistics.median(after - before for before, after in itertools.pairwise(times)),
         "bytes_down": rounds[-1]["down"] / model,
@@ -196,10 +198,14 @@ def _flower(program: str, arguments: Sequence[str], folder: Path, timeout: float
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     if done.returncode or "rounds.jsonl" not in " ".join(path.name for path in folder.glob("*/*")):
-        told = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
         raise RuntimeError(
-            f"{program} {arguments[0]} has failed: {done.stdout[-3000:]}{done.stderr[-3000:]}{told[-3000:]}"
+            f"{program} {arguments[0]} has failed: {done.stdout[-3000:]}{done.stderr[-3000:]}{_told(folder)}"
         )
+
+
+def _told(folder: Path) -> str:
+    """The last that the programs have said."""
+    return "".join(path.read_text(errors="replace")[-3000:] for path in sorted(folder.glob("*.log")))
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -73,8 +73,8 @@ class Median:
 class TrimmedMean:
     """The mean of each coordinate without its largest and smallest values (Yin et al. 2018, arXiv 1803.01498).
 
-    Helps while at most that share of the hospitals is hostile; keeps more of what the honest ones differ in than the median. Hospitals
-    count alike. Cost: as the median.
+    Helps while at most that share of the hospitals is hostile; keeps more of what the honest ones differ in than the median. The first
+    robust rule to try where hospitals are alike, with federation.longest, shortest and cosine. Hospitals count alike. Cost: as the median.
     """
 
     least: ClassVar[int] = 3  # updates that it makes sense of
@@ -107,7 +107,8 @@ class GeometricMedian:
     """The point with the least sum of distances to all updates (RFA, Pillutla et al. 2022, arXiv 1912.13445).
 
     Helps while fewer than half of the hospitals are hostile, and loses less than the median of coordinates where hospitals differ
-    honestly: the first robust rule to try. Hospitals count alike. Cost: as Krum; the iterations work on distances alone.
+    honestly. Updates count whole, so one that is honest but for its classifier's head turns the head. Hospitals count alike. Cost: as
+    Krum; the iterations work on distances alone.
     """
 
     least: ClassVar[int] = 3  # updates that it makes sense of

@@ -34,9 +34,9 @@ class Recipe:
         "the others can only teach what their pictures look like",
     )  # fmt: skip
     augmentation: Augmentation = knob(factory=lambda: Augmentation(crop=0.7), why="augmentation of the fine-tuning")
-    adversary: float = knob(
-        0.0, low=0.0, high=10.0,
-        why="strength of the gradient that makes features useless for telling hospitals of one finding apart (sim.adversary); pooled only",
+    head: str = knob(
+        "trained", choices=("trained", "refit", "erased"),
+        why="the trained head; a linear one fitted anew; or so, on features without what tells the known hospitals apart (sim.erasure)",
     )  # fmt: skip
 
     @property

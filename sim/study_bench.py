@@ -20,13 +20,13 @@ from cxrbase_model.files import write_private
 from cxrbase_model.initial import build_model, initial_state
 from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.plan import FinetuneStage, Plan, PretrainStage
-from cxrbase_model.predict import embed, feature_statistics, predict
+from cxrbase_model.predict import feature_statistics, predict
 from cxrbase_model.rows import balanced_rows, batch_rows, labelled, steps_of
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.state import load_state, state_of
-from sim.adversary import Adversarial, hospital_targets
 from sim.choice import Batch, Chooser
+from sim.erasure import embeddings, refit
 from sim.pool import TEST, TRAIN, VALIDATION, Pool, stratified_share
 from sim.probe import linear_probe
 from sim.study import Job, Pictures, StudyConfig, pretraining_name
@@ -54,7 +54,7 @@ class Bench:
         """
         file = self.out / "jobs" / f"{job.name}.npz"
         if not file.exists():
-            model = self.trained(job)
+            model = self._refitted(job, self.trained(job))
             pool = self.pools[job.recipe.pictures]
             tested = labelled(pool, pool.of(job.without) if job.without else pool.rows(TEST))
             scores = predict(model, pool.batches(tested), self.runtime)[:, 0].numpy()
@@ -72,14 +72,11 @@ class Bench:
         pool = self.pools[job.recipe.pictures]
         model, stage = self._start(job, pool)
         seed = derive_seed(job.seed, "study", stage.name)
-        targets = pool.labels
-        if job.recipe.adversary:
-            targets = np.concatenate([targets, hospital_targets(pool.labels[:, 0], pool.hospitals)], axis=1)
         batches: Iterator[Batch] = (
-            (torch.from_numpy(pool.pictures[each]), torch.from_numpy(targets[each]))
+            (torch.from_numpy(pool.pictures[each]), torch.from_numpy(pool.labels[each]))
             for each in self._batch_rows(job, pool, stage.batch_size, seed)
         )
-        weights, progress = torch.ones(targets.shape[1]), Progress(0, job.steps)
+        weights, progress = torch.ones(len(self.plan.data.findings)), Progress(0, job.steps)
         if job.looks == 1:
             finetune(model, batches, stage, weights, progress, seed, self.runtime)
             return model
@@ -99,8 +96,6 @@ class Bench:
             encoder = unpack(self.pretrained(job.recipe.pictures, job.without, pretraining_seed).read_bytes())
         model = build_classifier(plan, stage)
         load_state(model, initial_state(plan, stage, lambda _: encoder))
-        if job.recipe.adversary:
-            model = Adversarial(model, len(pool.names), job.recipe.adversary, job.seed)
         return model, stage
 
     def _rows(self, job: Job, pool: Pool) -> NDArray[np.int64]:
@@ -124,10 +119,20 @@ class Bench:
             order = balanced_rows(rows, pool.cells(rows), size, seed, job.steps)
         return (np.resize(each, size) for each in order)
 
+    def _refitted(self, job: Job, model: Classifier) -> Classifier:
+        """The model with the head that the recipe wants."""
+        if job.recipe.head == "trained":
+            return model
+        pool = self.pools[job.recipe.pictures]
+        rows = pool.rows(TRAIN, job.without)
+        known, present = embeddings(model, pool.batches(rows), self.runtime), pool.labels[rows, 0].copy()
+        present[~np.isin(rows, self._rows(job, pool))] = np.nan
+        return refit(model, known, pool.hospitals[rows], present, erase=job.recipe.head == "erased")
+
     def _told(self, model: Classifier, pool: Pool) -> float:
         """How well a linear probe on training pictures tells the hospitals of the others."""
         train, test = pool.rows(TRAIN), np.concatenate([pool.rows(VALIDATION), pool.rows(TEST)])
-        known, new = (embed(model, pool.batches(rows), self.runtime).numpy() for rows in (train, test))
+        known, new = (embeddings(model, pool.batches(rows), self.runtime) for rows in (train, test))
         return linear_probe(known, pool.hospitals[train], new, pool.hospitals[test])
 
     def _stage(self, plan: Plan, job: Job) -> FinetuneStage:

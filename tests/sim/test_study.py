@@ -112,15 +112,15 @@ def test_results_of_two_studies_do_not_mix(study: Path, capsys: pytest.CaptureFi
 def test_one_pretraining_can_be_made_alone_with_the_statistics_of_its_features(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(study, "--pretraining", "as-is-nobody-1") == 2
-    assert "--pretraining: expected one of as-is-" in capsys.readouterr().err
-    assert _run(study, "--pretraining", "as-is-west-1") == 0
+    assert _run(study, "--pretraining", "equalize-nobody-1") == 2
+    assert "--pretraining: expected one of equalize-all-1" in capsys.readouterr().err
+    assert _run(study, "--pretraining", "equalize-west-1") == 0
     assert not (study / "out" / "jobs").exists()
     found = sorted(path.name for path in (study / "out" / "pretrained").rglob("*"))
     assert found == [
-        "as-is-west-1",
-        "as-is-west-1.safetensors",
         "config.json",
+        "equalize-west-1",
+        "equalize-west-1.safetensors",
         "features.safetensors",
         "model.safetensors",
     ]

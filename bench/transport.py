@@ -15,10 +15,13 @@ def transport(hospitals: int = 2) -> dict[str, float]:
     production, and our server commits each round to disk. Both run Flower's SuperNode; ours with the executor of our deployments,
     which forks a process that is loaded for each task, where Flower's starts one. Seconds are from commit to commit. Bytes are those of the
     arrays, for each hospital and round, of the model in float32; each round changes the weights by a twentieth of their size. Memory is
-    the peak of a process above what it held when its app was loaded, in float32 models.
+    the peak of a process above what it held when its app was loaded, in float32 models. Processor seconds are those of all processes of a
+    kind in a round: what is left of the comparison where other work shares the machine.
     """
     found: dict[str, float] = {}
     for kind in ("ours", "stock"):
         measured = measure(Setting(kind, hospitals, _MODEL, _PARAMETERS))
+        print(f"{kind}: {measured}", flush=True)
         found |= {f"{kind}_{key}": value for key, value in measured.items()}
-    return found | {"time_ratio": found["ours_seconds"] / found["stock_seconds"]}
+    ratios = {"time_ratio": "seconds", "processor_ratio": "processor_all"}
+    return found | {name: found[f"ours_{key}"] / found[f"stock_{key}"] for name, key in ratios.items()}

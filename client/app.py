@@ -21,7 +21,8 @@ from client.dataset import Cache, CacheError
 from client.guard import Noise, secure
 from client.policy import Refused, check_plan, check_policy
 from client.release import leave, refusal
-from client.secure import outbox, take_step
+from client.secure import outbox
+from client.secure_steps import take_step
 from client.site import Compute, Site, read_site
 from client.work import describe, evaluate, train
 from cxrbase_model.engine import Runtime, TrainingDiverged

@@ -12,11 +12,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from cxrbase_model.codec import CodecError, decode, pack, packed, unpack
+from cxrbase_model.codec import CodecError, decode, packed, parts
 from cxrbase_model.difference import Pieces, decode_difference, gathered, scattered, widen
 from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.messages import Task
 from cxrbase_model.state import State, digest
+from cxrbase_model.stored import load
 from cxrbase_model.transport import Packing, Transport
 
 FOLDER = "held"
@@ -81,7 +82,7 @@ class HeldWeights:
         if not name.isalnum():
             return None
         try:
-            return gathered(unpack(self._file(name).read_bytes()))
+            return gathered(load(self._file(name)))
         except (OSError, CodecError):
             return None
 
@@ -92,7 +93,7 @@ class HeldWeights:
             for path in self._folder.iterdir():
                 path.unlink()  # first, for there may be room for one alone
             write_private(
-                self._file(name), pack(scattered(pieces)), durable=False
+                self._file(name), *parts(scattered(pieces)), durable=False
             )  # a power cut costs a longer broadcast
         except OSError:
             log.exception("round %d: the weights could not be kept; the next ones will come whole", number)

@@ -16,9 +16,9 @@ from client import bundle_commands, ledger_commands
 from client import commands as training
 from client.archive import commands as archive
 from client.archive.cache import CacheError
-from client.archive.ingest import IngestStopped
 from client.archive.manifest import ManifestError
 from client.archive.sources import SourceLost
+from client.archive.stopped import IngestStopped
 from client.ledger_head import LedgerError
 from client.node import commands as node
 from cxrbase_model.settings import SettingsError

@@ -244,7 +244,8 @@ def _print_rehearsed(done: Rehearsed, rounds: int) -> None:
         meaning = f": {MEANING[done.code]}" if done.code else ""
         console.print(f"  [red]cannot be done[/red]: {done.code}{meaning}")
         return
-    console.print(f"  {_duration(done.seconds)}, {done.memory / 1e9:.2f} GB at most")
+    memory = "" if done.memory is None else f", {done.memory / 1e9:.2f} GB at most"
+    console.print(f"  {_duration(done.seconds)}{memory}")
     for name, value in leaves(done.reply).items():
         console.print(f"  leaves: {name} = {value}", markup=False)
 

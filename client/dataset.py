@@ -16,7 +16,7 @@ from torch import Tensor
 from client.archive.cache import CODES, CacheError, Index, read_index, read_table
 from client.archive.identity import SPLITS
 from cxrbase_model.plan import DataSpec
-from cxrbase_model.rows import batch_rows
+from cxrbase_model.rows import training_rows
 from cxrbase_model.settings import digest
 
 __all__ = ["Batch", "Cache", "CacheError", "batches"]
@@ -67,16 +67,24 @@ class Cache:
 
 
 def batches(
-    cache: Cache, rows: NDArray[np.int64], batch_size: int, *, seed: int, epochs: float, workers: int = 0
+    cache: Cache,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int,
+    epochs: float,
+    balance: str = "none",
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of pictures and labels for `epochs` passes over `rows`, each pass in a new order; a part of a pass is possible.
+    """Batches of pictures and labels for `epochs` passes over `rows`, each pass in a new order; a part of a pass is possible. `balance`
+    is that of the stage: other than none, it draws them.
 
     Every batch has the same size, so that compiled models see one shape: the last one goes on into the next pass. The order
     depends on rows, seed and sizes only, not on `workers`, the number of threads that read ahead (0: none).
     """
     if len(rows) == 0:
         return
-    order = batch_rows(rows, batch_size, seed, epochs)
+    order = training_rows(cache, rows, batch_size, seed, epochs, balance)
     if workers == 0:
         for chosen in order:
             yield _batch(cache, chosen)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from client.kept import Kept, forget_kept
-from cxrbase_model.codec import sent
+from cxrbase_model.codec import encode, encode_and_leave
 from cxrbase_model.messages import Task
 from cxrbase_model.state import State, is_finite
 from cxrbase_model.transport import Packing
@@ -31,14 +31,14 @@ class Residual(Kept):
 
         The memory of `update` is used for that: its numbers are others afterwards.
         """
-        owed = None if packing.is_exact else self.before()
-        for name in update if owed is not None else ():
-            update[name] += owed.pop(name)  # type: ignore[union-attr]
-        packed, arrives = sent(update, packing)
         if packing.is_exact:
-            return packed
-        for name in update:
-            update[name] -= arrives[name]
+            return encode(update, packing)
+        owed = self.before()
+        for name, tensor in update.items():
+            update[name] = tensor.contiguous()
+            if owed is not None:
+                update[name] += owed.pop(name)
+        packed = encode_and_leave(update, packing)
         if is_finite(update):  # else the server rejects the update, and later ones shall not suffer
             self.keep(update)
         return packed

@@ -11,10 +11,11 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from cxrbase_model.codec import CodecError, pack, unpack
+from cxrbase_model.codec import CodecError, parts
 from cxrbase_model.files import private_folder, write_private
 from cxrbase_model.messages import Task
 from cxrbase_model.state import State
+from cxrbase_model.stored import load
 
 _ROUNDS_KEPT = 2  # the last one, and the one before it in case the last is repeated
 
@@ -38,7 +39,7 @@ class Kept:
         if not earlier:
             return None
         try:
-            return unpack(self._file(max(earlier)).read_bytes())
+            return load(self._file(max(earlier)))
         except (OSError, CodecError):  # a disk that loses files costs the tensors, not the round
             return None
 
@@ -48,7 +49,7 @@ class Kept:
             return
         private_folder(self._top)
         private_folder(self._folder)
-        write_private(self._file(self._round), pack(tensors), durable=self.durable)
+        write_private(self._file(self._round), *parts(tensors), durable=self.durable)
         for number in self._rounds():
             if self._is_over(number):
                 self._file(number).unlink(missing_ok=True)

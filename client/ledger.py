@@ -7,8 +7,6 @@ head alone, because the machine died in between, is added at the next opening; l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -16,78 +14,24 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from client.archive.identity import load_secret
+from client.ledger_entry import LEFT, Entry, chained, entry_of
 from client.ledger_head import Head, LedgerError, read_head, write_head
 from cxrbase_model.files import open_private, private_folder
 
 __all__ = ["FOLDER", "HEAD", "LEFT", "Entry", "Ledger", "LedgerError", "Seal"]
 
 FOLDER, HEAD = "ledger", "ledger.head"
-SCHEMA = 1
-LEFT = (
-    "commit",
-    "unprotected",
-    "evaluation",
-    "description",
-    "exchange",
-    "again",
-)  # kinds of lines after which something left
 
 _WAIT = 60.0  # seconds for another task's turn
-_INFINITE = "infinite"  # JSON has no infinity
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS entries (number INTEGER PRIMARY KEY, line TEXT NOT NULL, hash TEXT NOT NULL)",
     "CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
     "CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
 )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line.
-
-    kind: reserve (privacy is spent, before a training), commit (its update left), unprotected (an update left without a guarantee for
-    patients or pictures), evaluation, description, exchange (a step of secure aggregation, in which a training's update leaves masked), again (an answer of before left once more), lost (an earlier ledger cannot be read).
-    recipient: the consortium and its authority's fingerprint, empty in a simulation. plan: digest. unit, noise, rate, steps: the
-    mechanism, noise over clip. before, after: epsilon of everything so far for `epsilon_of` at delta. reservations: numbers of the
-    lines that a commit uses. left, bytes, examples: what left, its size, and the number of pictures that it says it is of.
-    time: UTC. number, time: given by the ledger.
-    """
-
-    kind: str
-    recipient: str = ""
-    run: str = ""
-    stage: str = ""
-    round: int = 0
-    plan: str = ""
-    unit: str = ""
-    noise: float | None = None
-    rate: float | None = None
-    steps: int | None = None
-    accountant: str = ""
-    epsilon_of: str = ""
-    delta: float | None = None
-    before: float | None = None
-    after: float | None = None
-    reservations: tuple[int, ...] = ()
-    left: tuple[str, ...] = ()
-    bytes: int = 0
-    examples: int = 0
-    note: str = ""
-    number: int = 0
-    time: str = ""
-
-    def same_task(self, other: Entry) -> bool:
-        """Whether both belong to one task: run, stage, round and plan."""
-        return (self.run, self.stage, self.round, self.plan) == (other.run, other.stage, other.round, other.plan)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields with their values; an epsilon without bound is the word infinite."""
-        return {name: _INFINITE if value == math.inf else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -120,9 +64,9 @@ class Ledger:
         with self._turn() as base:
             lines, last = self._verified(base)
             number = len(lines) + 1
-            entry = replace(make([_entry(line) for line in lines]), number=number, time=_now())
-            line = json.dumps({"schema": SCHEMA} | entry.to_json(), sort_keys=True, allow_nan=False)
-            head = Head(number, line, _chained(last, line))
+            entry = replace(make([entry_of(line) for line in lines]), number=number, time=_now())
+            line = entry.to_line()
+            head = Head(number, line, chained(last, line))
             for path in (*self._others, self._head):
                 write_head(path, head, self._private)
             _insert(base, head)
@@ -173,7 +117,7 @@ class Ledger:
         with self._turn() as base:
             lines, last = self._verified(base)
             base.execute("COMMIT")
-        return [_entry(line) for line in lines], last
+        return [entry_of(line) for line in lines], last
 
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:
@@ -195,7 +139,7 @@ class Ledger:
         for number, line, found in base.execute("SELECT number, line, hash FROM entries ORDER BY number"):
             if number != len(lines) + 1:
                 raise LedgerError(f"ledger: entry {len(lines) + 1} is missing")
-            if found != _chained(hashes[-1], line):
+            if found != chained(hashes[-1], line):
                 raise LedgerError(f"ledger: entry {number} was altered")
             lines.append(line)
             hashes.append(found)
@@ -205,7 +149,7 @@ class Ledger:
         if self._head not in heads:
             raise LedgerError(f"{self._head}: is not there; without it nobody can tell whether lines were taken away")
         newest = max(heads.values(), key=lambda head: head.number)
-        if newest.number == len(lines) + 1 and newest.hash == _chained(hashes[-1], newest.line):
+        if newest.number == len(lines) + 1 and newest.hash == chained(hashes[-1], newest.line):
             _insert(base, newest)  # the machine died between head and table
             lines.append(newest.line)
             hashes.append(newest.hash)
@@ -240,29 +184,6 @@ def _compare(path: Path, head: Head, hashes: list[str]) -> None:
 
 def _insert(base: sqlite3.Connection, head: Head) -> None:
     base.execute("INSERT INTO entries VALUES (?, ?, ?)", (head.number, head.line, head.hash))
-
-
-def _chained(last: str, line: str) -> str:
-    return hashlib.sha256(f"{last}\n{line}".encode()).hexdigest()
-
-
-def _entry(line: str) -> Entry:
-    """The entry of a line; LedgerError where it is of another version of the format."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        raise LedgerError("ledger: an entry is no JSON") from None
-    if values.pop("schema", None) != SCHEMA or values.keys() != _FIELDS:
-        raise LedgerError(f"ledger: entry {values.get('number')} is of another release's format; update this one")
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
-        elif value == _INFINITE and name in ("before", "after"):
-            values[name] = math.inf
-    return Entry(**values)
-
-
-_FIELDS = {field.name for field in fields(Entry)}
 
 
 def _now() -> str:

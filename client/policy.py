@@ -17,8 +17,8 @@ from client.dataset import Cache
 from client.site import Site
 from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Task
-from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, plan_from_text
-from cxrbase_model.rows import batch_rows
+from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, balance_of, plan_from_text
+from cxrbase_model.rows import training_rows
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.state import State
 from cxrbase_model.variates import divided
@@ -163,7 +163,7 @@ def check_cohort(work: Work, site: Site, cache: Cache, rows: NDArray[np.int64], 
             log.warning("policy.parameters_per_picture allows %g, the model has %g", most, parameters / len(rows))
             raise Refused(Code.POLICY)
         if work.plan.privacy is None:  # under a guarantee, who is in a step is drawn by chance and hidden by noise
-            drawn = batch_rows(rows, stage.batch_size, seed, stage.local_epochs)
+            drawn = training_rows(cache, rows, stage.batch_size, seed, stage.local_epochs, balance_of(stage))
             patients = (cache.patients[batch] for batch in drawn)
     seen: set[int] = set()
     for some in patients if len(np.unique(cache.patients[rows])) >= site.least_patients else ():

@@ -21,10 +21,12 @@ from client.budget import ledger_of, standing, told, told_left
 from client.dataset import Cache, CacheError
 from client.forecast import cost
 from client.ledger import LedgerError
+from client.local import devices_of
 from client.policy import objection
 from client.site import Compute, Site
 from cxrbase_model.messages import PROTOCOL
 from cxrbase_model.plan import Plan
+from cxrbase_model.settings import SettingsError
 
 _LEAST_FREE = 2 << 30  # bytes: logs, moments of large models, and room to write a cache anew
 _MATRIX = 256  # side of the product that shows whether a device computes
@@ -104,11 +106,12 @@ def _device(compute: Compute) -> Item:
     wanted = compute.device
     name = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        matrix = torch.ones(_MATRIX, _MATRIX, device=device)
-        works = bool((matrix @ matrix == _MATRIX).all())
+        devices = devices_of(compute, torch.device(name))
+        works = all(_computes(device) for device in set(devices))
+    except SettingsError as error:
+        return Item("device", False, str(error), "compute.devices: as many as there are, or none given for all")
     except (RuntimeError, AssertionError):  # torch says AssertionError where it was built without CUDA
-        works, device = False, torch.device("cpu")
+        works, devices = False, []
     if not works:
         return Item(
             "device",
@@ -116,10 +119,16 @@ def _device(compute: Compute) -> Item:
             f"{name} cannot be used",
             "compute.device: is the GPU's driver there? cpu or auto work without",
         )
-    if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        return Item("device", True, f"{found.name}, {found.total_memory / 1e9:.0f} GB")
-    return Item("device", True, f"{name}, threads: {compute.threads}")
+    if devices[0].type == "cuda":
+        found = [torch.cuda.get_device_properties(device) for device in devices]
+        return Item("device", True, "; ".join(f"{each.name}, {each.total_memory / 1e9:.0f} GB" for each in found))
+    processes = f", processes: {len(devices)}" if len(devices) > 1 else ""
+    return Item("device", True, f"{name}, threads: {compute.threads}{processes}")
+
+
+def _computes(device: torch.device) -> bool:
+    matrix = torch.ones(_MATRIX, _MATRIX, device=device)
+    return bool((matrix @ matrix == _MATRIX).all())
 
 
 def _pictures(cache: Cache) -> Item:

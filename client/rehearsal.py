@@ -40,14 +40,14 @@ class Rehearsed:
     """How one round of a stage went: what would leave, seconds, the device's peak memory, and the policy's objection, if any.
 
     reply: None where the hospital cannot do the task, with the code that would leave instead. memory: bytes, of the GPU
-    where there is one, else of the process since it started.
+    where there is one, else of the process since it started; None where several processes share a training on GPUs.
     """
 
     stage: Stage
     reply: Reply | None
     code: Code | None
     seconds: float
-    memory: int
+    memory: int | None
     objection: str
 
 
@@ -70,7 +70,9 @@ def rehearse(plan: Plan, site: Site) -> Iterator[Rehearsed]:
             for kept in _kept(site, task, plan):
                 kept.drop()
             HeldWeights(site.private).drop()  # the next weights come whole
-        yield Rehearsed(stage, reply, code, time.monotonic() - started, _memory(), objection(plan, stage.name, site))
+        yield Rehearsed(
+            stage, reply, code, time.monotonic() - started, _memory(site), objection(plan, stage.name, site)
+        )
 
 
 def _kept(site: Site, task: Task, plan: Plan) -> tuple[Kept | Held, ...]:
@@ -114,8 +116,9 @@ def _task(plan: Plan, stage: Stage) -> Task | None:
     )
 
 
-def _memory() -> int:
+def _memory(site: Site) -> int | None:
     if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        several = site.compute.devices or torch.cuda.device_count()
+        return int(torch.cuda.max_memory_allocated()) if several == 1 else None
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.archive.pacs.settings import DicomwebArchive, DimseArchive, PacsArchive, resolved
+from client.archive.pacs.settings import PacsArchive, resolved
+from client.archive.settings import Archive, LabelSettings
 from client.node.settings import DaemonSettings
 from cxrbase_model.privacy import UNITS
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
@@ -25,121 +26,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
-class DicomArchive:
-    """A tree of DICOM files, however nested and named, zip files among them."""
-
-    kind: str = knob("dicom", choices=("dicom",), why="names the type of archive")
-    path: Path = knob(why="the top folder, or one .zip file")
-    patient: str = knob(
-        "id",
-        choices=("id", "study"),
-        why="what tells patients apart: (0010,0020) Patient ID, or the study in archives whose IDs were blanked",
-    )
-
-
-@dataclass(frozen=True)
-class FolderArchive:
-    """Pictures with one CSV: `image` (path below the folder), `patient_id`, and where known `view`, `sex`, `age`, findings."""
-
-    kind: str = knob("folder", choices=("folder",), why="names the type of archive")
-    path: Path = knob(why="the folder that holds the CSV and the pictures")
-    table: str = knob("labels.csv", why="the CSV in that folder")
-
-
-@dataclass(frozen=True)
-class NihArchive:
-    """NIH ChestX-ray14 as published: Data_Entry_2017*.csv and pictures in images*/ folders."""
-
-    kind: str = knob("nih", choices=("nih",), why="names the type of archive")
-    path: Path = knob(why="the folder that holds Data_Entry_2017*.csv")
-
-
-@dataclass(frozen=True)
-class ChexpertArchive:
-    """CheXpert as published: train.csv, valid.csv and the pictures they name; 1, 0, -1 and blank labels."""
-
-    kind: str = knob("chexpert", choices=("chexpert",), why="names the type of archive")
-    path: Path = knob(why="the folder that holds train.csv")
-
-
-@dataclass(frozen=True)
-class MimicArchive:
-    """MIMIC-CXR-JPG as published: files/p10/..., the metadata table and the CheXpert-labeller table."""
-
-    kind: str = knob("mimic", choices=("mimic",), why="names the type of archive")
-    path: Path = knob(why="the folder that holds files/ and mimic-cxr-2.0.0-*.csv(.gz)")
-
-
-@dataclass(frozen=True)
-class VindrArchive:
-    """VinDr-CXR as published: train/ and test/ DICOM files, image-level labels in annotations/."""
-
-    kind: str = knob("vindr", choices=("vindr",), why="names the type of archive")
-    path: Path = knob(why="the folder that holds annotations/, train/ and test/")
-
-
-@dataclass(frozen=True)
-class PadchestArchive:
-    """PadChest as published: the labels CSV and 16-bit PNG pictures, in numbered folders or zip files."""
-
-    kind: str = knob("padchest", choices=("padchest",), why="names the type of archive")
-    path: Path = knob(why="the folder that holds PADCHEST_chest_x_ray_images_labels_*.csv(.gz)")
-
-
-@dataclass(frozen=True)
-class RsnaArchive:
-    """RSNA Pneumonia Detection Challenge as published: stage_2_*.csv and DICOM files."""
-
-    kind: str = knob("rsna", choices=("rsna",), why="names the type of archive")
-    path: Path = knob(why="the folder that holds stage_2_train_labels.csv")
-
-
-Archive = (
-    DicomArchive
-    | FolderArchive
-    | NihArchive
-    | ChexpertArchive
-    | MimicArchive
-    | VindrArchive
-    | PadchestArchive
-    | RsnaArchive
-    | DicomwebArchive
-    | DimseArchive
-)
-
-
-@dataclass(frozen=True)
-class LabelSettings:
-    """How the hospital writes its labels down. Archives of public layouts bring their own file and marks."""
-
-    file: Path | None = knob(None, why="CSV of labels; none where the archive brings its own, or has none")
-    key: str = knob("SOPInstanceUID", why="the column that names the picture")
-    by: str = knob(
-        "auto",
-        choices=("auto", "uid", "accession", "file"),
-        why="what that column holds: SOP Instance UID, Accession Number, or the file's name or path; auto goes by its name",
-    )
-    list: str = knob("", why="the column that lists the findings of a row; empty where each finding has its own column")
-    separator: str = knob("|", why="what parts the findings of such a list")
-    doubt: str = knob("?", why="what ends an uncertain finding in such a list")
-    absent: str = knob(
-        "unknown",
-        choices=("unknown", "negative"),
-        why="what a finding of `names` is that such a list leaves out; negative where readers look for each of them",
-    )
-    names: dict[str, str] = knob(factory=dict, why="the hospital's names of findings to the plan's, where they differ")
-    ignore: tuple[str, ...] = knob((), why="columns and findings of the file that are not to be learned")
-    positive: tuple[str, ...] = knob(("1", "p", "pos", "positive", "y", "yes", "true"), why="cells that say present")
-    negative: tuple[str, ...] = knob(("0", "n", "neg", "negative", "no", "false"), why="cells that say absent")
-    uncertain: tuple[str, ...] = knob(("-1", "u", "uncertain", "?"), why="cells that say uncertain")
-    missing: tuple[str, ...] = knob(("", "nan", "na", "n/a", "none"), why="cells that say nothing")
-
-
-@dataclass(frozen=True)
 class Compute:
     """What a training may use of the hospital's machine."""
 
     device: str = knob("auto", why="auto, cpu, cuda or cuda:N")
+    devices: int | None = knob(
+        None, low=1, high=64,
+        why="GPUs that share a training, all if none; with device: cpu, processes, one if none. Starting them takes seconds a round",
+    )  # fmt: skip
     threads: int = knob(1, low=1, high=256, why="CPU threads of the training; results are equal only for equal numbers")
     micro_batch: int | None = knob(
         None,
@@ -152,6 +46,10 @@ class Compute:
     recompute: bool = knob(False, why="a third more work for most of the activations' memory")
     deterministic: bool = knob(False, why="the same bits each time on the same GPU, a little slower")
     workers: int = knob(2, low=1, high=256, unit="processes", why="processes that read the archive")
+
+    def __post_init__(self) -> None:
+        if self.device.startswith("cuda:") and (self.devices or 1) > 1:
+            raise SettingsError(f"devices: expected 1 where device names one GPU, {self.device}; found {self.devices}")
 
 
 @dataclass(frozen=True)

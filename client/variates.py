@@ -7,8 +7,7 @@ it (a patient was forgotten), it says so, and all begin again.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from client.kept import Kept, forget_kept
 from client.policy import Refused
 from cxrbase_model.aggregation import Aggregation
-from cxrbase_model.codec import CodecError, unpack
+from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.state import State, mismatch, subtract
-from cxrbase_model.variates import controlled, prefixed, steered
+from cxrbase_model.stored import load
+from cxrbase_model.variates import controlled, prefixed
 
 FOLDER = "variates"
 
@@ -38,23 +38,25 @@ class Variates(Kept):
     def __init__(self, private: Path, task: Task, arrived: Mapping[str, Tensor]) -> None:
         super().__init__(private / FOLDER, task)
         self._arrived, self._taken_in = arrived, task.control_round
+        self._before: State | None = None
         self._change: State = {}
         self.going_on_from = 0
 
-    @contextlib.contextmanager
-    def steering(self, model: nn.Module, aggregation: Aggregation) -> Iterator[None]:
-        """Correct the gradients of the training within the block, and keep what it teaches. Refused where what arrived does not fit the model."""
+    def correction(self, model: nn.Module, aggregation: Aggregation) -> State | None:
+        """What a training adds to its gradients, None where nothing; tell `learned` what it taught. Refused where what arrived does not
+        fit the model.
+        """
         if not aggregation.scaffold:
-            yield
-            return
+            return None
         nothing = controlled(model, aggregation)
         if mismatch(self._arrived, nothing):
             raise Refused(Code.STATE_INVALID)
-        own = self._own(nothing)
-        with steered(model, nothing if own is None else subtract(self._arrived, own)) as path:
-            yield
-        after = path.mean()
-        self._change = after if own is None else subtract(after, own)
+        self._before = self._own(nothing)
+        return nothing if self._before is None else subtract(self._arrived, self._before)
+
+    def learned(self, after: State) -> None:
+        """Keep the mean gradient along the training's path (`cxrbase_model.variates.Path.mean`): the hospital's variate from now on."""
+        self._change = after if self._before is None else subtract(after, self._before)
         self.keep(after)
 
     def leaving(self) -> State:
@@ -68,7 +70,7 @@ class Variates(Kept):
         if not 0 < self._taken_in < self._round:
             return None
         try:
-            found = unpack(self._file(self._taken_in).read_bytes())
+            found = load(self._file(self._taken_in))
         except (OSError, CodecError):
             return None
         if mismatch(found, nothing):

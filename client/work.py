@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.dataset import Cache, batches
+from client.dataset import Cache
 from client.feedback import Residual
 from client.guard import Guarded, Noise, begin, secure
+from client.local import Trained, Training, train_locally
 from client.mixing import Mixing
 from client.moments import Moments
 from client.own import OwnTensors
@@ -27,7 +28,7 @@ from client.variates import Variates
 from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.clipping import protected_names
-from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
+from cxrbase_model.engine import LocalResult, Progress, Runtime
 from cxrbase_model.features import build_objective
 from cxrbase_model.losses import positive_weights
 from cxrbase_model.mae import MaskedAutoencoder
@@ -35,10 +36,9 @@ from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.metrics import auroc, evaluate_scores
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, PretrainStage
 from cxrbase_model.predict import predict, pretrain_loss
-from cxrbase_model.proximal import proximal
-from cxrbase_model.rows import labelled, labelled_share, steps_of
+from cxrbase_model.rows import finding_chances, labelled, labelled_share, steps_of
 from cxrbase_model.seeds import derive_seed
-from cxrbase_model.state import State, load_state, state_of, subtract
+from cxrbase_model.state import State, load_state, subtract
 
 _EVALUATION_BATCH = 64
 
@@ -103,26 +103,7 @@ def _pretrain(
     metrics: dict[str, float] = {}
     if guarded is None:
         metrics = {"validation_loss": _validation_loss(model, stage, site, cache, work, runtime)}
-        drawn = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
-    else:
-        drawn = guarded.batches()
-    stream = (images for images, _ in drawn)
-    memory = Moments(site.private, task)
-    moments = memory.before() if stage.optimizer.state == "keep" else None
-    mixing = Mixing(site.private, task, work.plan.aggregation.mixing)
-    variates = Variates(site.private, task, work.control)
-    with variates.steering(model, work.plan.aggregation), proximal(model, work.plan.aggregation.proximal):
-        if (
-            begun := mixing.begin(work.state)
-        ) is not work.state:  # within the block, for its pull is to the global weights
-            load_state(model, begun)
-        result = pretrain(
-            model, stream, stage, _progress(stage, task, len(rows), guarded), seed, runtime, moments,
-            _interrupted(memory, work), None if guarded is None else guarded.protection,
-        )  # fmt: skip
-    memory.keep(result.moments)
-    mixing.end(state_of(model))
-    return _reply(task, site, work, model, result, metrics, variates)
+    return _train(task, work, stage, site, cache, runtime, rows, model, guarded, metrics)
 
 
 def _finetune(
@@ -140,20 +121,37 @@ def _finetune(
     metrics: dict[str, float] = {}
     if guarded is None:
         metrics = {"validation_auroc": _validation_auroc(model, site, cache, runtime)}
-        stream = batches(cache, rows, stage.batch_size, seed=seed, epochs=stage.local_epochs)
-        weights = positive_weights(cache.labels[rows], stage.positive_weight)
+        labels = cache.labels[rows]
+        weights = positive_weights(
+            labels, stage.positive_weight, None if stage.balance == "none" else finding_chances(labels)
+        )
     else:
-        stream, weights = guarded.batches(), torch.ones(len(cache.spec.findings))
+        weights = torch.ones(len(cache.spec.findings))
+    return _train(task, work, stage, site, cache, runtime, rows, model, guarded, metrics, weights)
+
+
+def _train(
+    task: Task, work: Work, stage: PretrainStage | FinetuneStage, site: Site, cache: Cache, runtime: Runtime,
+    rows: NDArray[np.int64], model: MaskedAutoencoder | Classifier, guarded: Guarded | None, metrics: dict[str, float],
+    weights: Tensor | None = None,
+) -> Reply:  # fmt: skip
+    """The training itself, with what the hospital keeps from round to round before and after it."""
     memory = Moments(site.private, task)
-    moments = memory.before() if stage.optimizer.state == "keep" else None
+    mixing = Mixing(site.private, task, work.plan.aggregation.mixing if isinstance(stage, PretrainStage) else 0.0)
     variates = Variates(site.private, task, work.control)
-    with variates.steering(model, work.plan.aggregation), proximal(model, work.plan.aggregation.proximal):
-        result = finetune(
-            model, stream, stage, weights, _progress(stage, task, len(rows), guarded), seed, runtime, moments,
-            _interrupted(memory, work), None if guarded is None else guarded.protection,
-        )  # fmt: skip
-    memory.keep(result.moments)
-    return _reply(task, site, work, model, result, metrics, variates)
+    training = Training(
+        work.plan, stage, work.state, mixing.begin(work.state), site.cache_folder, rows,
+        _progress(stage, task, len(rows), guarded), derive_seed(work.plan.seed, "train", task.round, site.site), runtime,
+        moments=memory.before() if stage.optimizer.state == "keep" else None,
+        correction=variates.correction(model, work.plan.aggregation), checkpoint=_interrupted(memory, work),
+        positive_weights=weights,
+    )  # fmt: skip
+    done = train_locally(training, model, cache, site.compute, guarded)
+    if training.correction is not None:
+        variates.learned(done.path)
+    memory.keep(done.result.moments)
+    mixing.end(done.state)
+    return _reply(task, site, work, model, done, metrics, variates)
 
 
 def _begin(
@@ -186,11 +184,11 @@ def _progress(
 
 
 def _reply(
-    task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, result: LocalResult,
+    task: Task, site: Site, work: Work, model: MaskedAutoencoder | Classifier, done: Trained,
     metrics: dict[str, float], variates: Variates,
 ) -> Reply:  # fmt: skip
-    after = state_of(model)
-    update = OwnTensors(site.private, task, work).split(after, subtract(after, work.state))
+    result = done.result
+    update = OwnTensors(site.private, task, work).split(done.state, subtract(done.state, work.state))
     names = protected_names(model, work.plan.aggregation)
     short = shortness(update, work.plan, task, names)
     update = protect(update, work.plan, task, names)

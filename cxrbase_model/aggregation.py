@@ -31,7 +31,7 @@ class BoundedMean:
     """The weighted mean of updates that are scaled down to a norm (Sun et al. 2019, arXiv 1911.07963).
 
     Helps against a hospital that is loud, by a bug or to take over, at no loss for the others. A hostile update of ordinary length
-    still counts as one. Cost: that of the mean.
+    still counts as one. Cost: that of the mean, and in a stage's first round without `bound` the round's updates on disk.
     """
 
     least: ClassVar[int] = 1  # updates that it makes sense of
@@ -41,7 +41,7 @@ class BoundedMean:
         1.0,
         low=0.01,
         high=100.0,
-        why="the bound as a multiple of the median norm of the stage's last rounds; its first round has no bound",
+        why="the bound as a multiple of the median norm of the stage's last rounds, in its first round of that round's own updates",
     )
 
 
@@ -73,8 +73,8 @@ class Median:
 class TrimmedMean:
     """The mean of each coordinate without its largest and smallest values (Yin et al. 2018, arXiv 1803.01498).
 
-    Helps while at most that share of the hospitals is hostile; keeps more of what the honest ones differ in than the median. Hospitals
-    count alike. Cost: as the median.
+    Helps while at most that share of the hospitals is hostile; keeps more of what the honest ones differ in than the median. The first
+    robust rule to try where hospitals are alike, with federation.longest, shortest and cosine. Hospitals count alike. Cost: as the median.
     """
 
     least: ClassVar[int] = 3  # updates that it makes sense of
@@ -107,7 +107,8 @@ class GeometricMedian:
     """The point with the least sum of distances to all updates (RFA, Pillutla et al. 2022, arXiv 1912.13445).
 
     Helps while fewer than half of the hospitals are hostile, and loses less than the median of coordinates where hospitals differ
-    honestly: the first robust rule to try. Hospitals count alike. Cost: as Krum; the iterations work on distances alone.
+    honestly. Updates count whole, so one that is honest but for its classifier's head turns the head. Hospitals count alike. Cost: as
+    Krum; the iterations work on distances alone.
     """
 
     least: ClassVar[int] = 3  # updates that it makes sense of

@@ -30,10 +30,10 @@ from cxrbase_model.mae import MaskedAutoencoder
 from cxrbase_model.metrics import evaluate_scores
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.parallel import World
-from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, Privacy, timeline
+from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, Privacy, balance_of, timeline
 from cxrbase_model.predict import predict
 from cxrbase_model.privacy import Mechanism
-from cxrbase_model.rows import batch_rows, labelled, labelled_share, steps_of
+from cxrbase_model.rows import finding_chances, labelled, labelled_share, steps_of, training_rows
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.state import State, load_state, state_of
@@ -117,15 +117,16 @@ def _fit(
         raise SettingsError(f"stage {stage.name}: there is no picture to learn from")
     protection = protect(plan.privacy, NoiseSource() if plan.privacy is not None else None)
     if protection is None:
-        steps, chosen = steps_of(len(rows), stage.batch_size, epochs), batch_rows(rows, stage.batch_size, seed, epochs)
+        steps = steps_of(len(rows), stage.batch_size, epochs)
+        chosen = training_rows(arrays, rows, stage.batch_size, seed, epochs, balance_of(stage))
     else:
         mechanism = _mechanism(plan, protection.privacy, stage, arrays)
         steps, chosen = mechanism.steps, protection.batches(rows, arrays.patients[rows], mechanism)
     batches, progress = (arrays.batch(part) for part in chosen), Progress(0, steps)
     if isinstance(stage, FinetuneStage) and isinstance(model, Classifier):
-        weights = positive_weights(
-            arrays.labels[rows], stage.positive_weight
-        )  # ones under privacy: the plan is checked
+        labels = arrays.labels[rows]
+        chances = None if stage.balance == "none" else finding_chances(labels)
+        weights = positive_weights(labels, stage.positive_weight, chances)  # ones under privacy: the plan is checked
         return finetune(
             model, batches, stage, weights, progress, seed, runtime, checkpoint=checkpoint, protection=protection
         )

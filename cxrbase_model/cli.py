@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from cxrbase_model.alone import Arrays, train_plan
 from cxrbase_model.engine import Runtime, TrainingDiverged
 from cxrbase_model.initial import InitError
+from cxrbase_model.launch import launch
 from cxrbase_model.mae import build_autoencoder
 from cxrbase_model.parallel import World
 from cxrbase_model.plan import Plan, read_plan
@@ -53,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
     train.add_argument(
+        "--devices", type=int, metavar="N", help="GPUs that share each batch, or processes on a CPU; default: all GPUs"
+    )
+    train.add_argument(
         "--micro-batch", type=int, metavar="N", help="pictures at once; memory decides where it is not given"
     )
     train.add_argument("--compile", action="store_true", help="torch.compile; pays on a GPU after a minute")
@@ -69,22 +74,58 @@ def _info(plan: Plan, arguments: argparse.Namespace) -> None:
 
 
 def _train(plan: Plan, arguments: argparse.Namespace) -> None:
-    device = torch.device(arguments.device)
-    if "LOCAL_RANK" in os.environ:  # started by torchrun, a process a GPU
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
     runtime = Runtime(
-        device, plan.precision, arguments.micro_batch, arguments.compile, arguments.recompute, arguments.deterministic
-    )
+        torch.device(arguments.device), plan.precision, arguments.micro_batch, arguments.compile, arguments.recompute,
+        arguments.deterministic,
+    )  # fmt: skip
+    job = _Job(plan, arguments.arrays, arguments.out, runtime)
+    if "LOCAL_RANK" in os.environ:  # started by torchrun, a process a GPU, perhaps on several machines
+        _train_in_torchrun(job)
+        return
+    count = arguments.devices or (1 if plan.privacy is not None else max(1, _gpus(runtime.device)))
+    if count == 1:
+        _train_share(job, runtime.device)
+    else:
+        devices = [_numbered(runtime.device, number) for number in range(count)]
+        launch(_train_share, job, devices, torch.get_num_threads())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What each process of a training is told."""
+
+    plan: Plan
+    arrays: Path
+    out: Path
+    runtime: Runtime
+
+
+def _train_share(job: _Job, device: torch.device) -> None:
+    """What each process does; the first one tells of it."""
+    arrays, runtime = Arrays(job.arrays, job.plan), replace(job.runtime, device=device)
+    for line in train_plan(job.plan, arrays, job.out, runtime):
+        if World.current().rank == 0:
+            print(line, flush=True)
+
+
+def _train_in_torchrun(job: _Job) -> None:
+    device = _numbered(job.runtime.device, int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        for line in train_plan(plan, Arrays(arguments.arrays, plan), arguments.out, runtime):
-            if World.current().rank == 0:
-                print(line, flush=True)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        _train_share(job, device)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _gpus(device: torch.device) -> int:
+    """How many GPUs a device's name stands for: all for cuda, one for cuda:N, none for cpu."""
+    return torch.cuda.device_count() if str(device) == "cuda" else 0
+
+
+def _numbered(device: torch.device, number: int) -> torch.device:
+    return torch.device("cuda", number) if str(device) == "cuda" else device
 
 
 if __name__ == "__main__":

@@ -1,34 +1,32 @@
 """How a state or an update is packed for the wire and for the disk: safetensors, which holds tensors and nothing that runs.
 
 On the wire a plan may ask for fewer bits (`Packing`): bfloat16, int8 with one float32 scale for each row of a matrix, or
-of updates the largest numbers alone (`sparse`). Both sides
-work with what unpacking gives, and its digest is what they compare. zstd goes over the bytes of all numbers sorted by significance,
-since sign and exponent repeat and the last bits of a number do not.
+of updates the largest numbers alone (`sparse`), and zstd over the bytes (`compression`). Both sides
+work with what unpacking gives, and its digest is what they compare.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from cxrbase_model import sparse
+from cxrbase_model.compression import CompressionError, compressed, decompressed
+from cxrbase_model.quantize import quantized, restored, rows_of
 from cxrbase_model.state import State
 from cxrbase_model.transport import SPARSE, Packing
 
 SCALE = "scale:"  # before the name of the tensor whose rows it scales; no parameter's name has a colon
-_STEPS = 127
-_LENGTH = struct.Struct("<Q")  # in front of compressed bytes: how many they become
-_LEVEL = 1  # zstd's higher levels gain nothing on weights
+LENGTH = struct.Struct("<Q")  # of the header, in front of it
 _WIDTHS = {"float32": 4, "bf16": 2, "int8": 1, SPARSE: 2}  # bytes of a number
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip  # safetensors' names
@@ -45,21 +43,39 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
 
 
 def parts(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of `pack`, a tensor at a time and without a copy: safetensors' own function would hold two of the whole."""
-    names = sorted(state, key=lambda name: (-state[name].element_size(), name))  # safetensors aligns numbers so
+    """The bytes of `pack`, a tensor at a time and without a copy: safetensors' own function would hold two of the whole.
+
+    The tensors are asked for twice, and not kept.
+    """
+    header, names, _ = _layout(state)
+    yield header
+    yield from (_bytes_of(state[name]) for name in names)
+
+
+def _layout(state: Mapping[str, Tensor]) -> tuple[bytes, list[str], int]:
+    """What comes before the numbers, the names in the order of their numbers, and the bytes of all."""
+    kinds = {name: (tensor.dtype, list(tensor.shape)) for name, tensor in state.items()}
+    names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))  # safetensors aligns numbers so
     header, end = {}, 0
     for name in names:
-        start, end = end, end + state[name].numel() * state[name].element_size()
-        kind = _DTYPES[state[name].dtype]
-        header[name] = {"dtype": kind, "shape": list(state[name].shape), "data_offsets": [start, end]}
+        dtype, shape = kinds[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _LENGTH.size)
-    yield _LENGTH.pack(len(text)) + text
-    for name in names:
-        flat = state[name].detach().contiguous().view(-1)
-        if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
-            flat = flat.new_empty(flat.shape).copy_(flat)
-        yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
+    text += b" " * (-len(text) % LENGTH.size)
+    return LENGTH.pack(len(text)) + text, names, LENGTH.size + len(text) + end
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.stride(0) != 1:  # of one number or none, where torch lets it be anything
+        flat = flat.new_empty(flat.shape).copy_(flat)
+    return memory_of(flat)
+
+
+def memory_of(flat: Tensor) -> memoryview:
+    """The memory of a contiguous vector on the CPU, as bytes that can be read and written in place."""
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
 
 
 def unpack(data: bytes) -> State:
@@ -73,12 +89,20 @@ def unpack(data: bytes) -> State:
 def encode(state: Mapping[str, Tensor], packing: Packing) -> bytes:
     """The bytes of a float32 state as a plan wants them on the wire; the same state gives the same bytes."""
     if packing.precision == "bf16":
-        data = pack({name: tensor.bfloat16() for name, tensor in state.items()})
-    elif packing.precision == SPARSE:
-        data = pack(sparse.thin(state, packing.keep))
-    else:
-        data = pack(_to_int8(state) if packing.precision == "int8" else state)
-    return _compressed(data, packing) if packing.compress == "zstd" else data
+        return _finished(Halved(state), packing)
+    if packing.precision == SPARSE:
+        return _finished(sparse.thin(state, packing.keep), packing)
+    return _finished(_to_int8(state) if packing.precision == "int8" else state, packing)
+
+
+def encode_and_leave(state: State, packing: Packing) -> bytes:
+    """As `encode`; `state`, whose tensors are contiguous, holds afterwards what the bytes leave out of it."""
+    if packing.precision == "int8":
+        return _finished(_to_int8(state, leave=True), packing)
+    data = encode(state, packing)
+    for name, arrives in sent_state(state, packing).items():
+        state[name] -= arrives
+    return data
 
 
 def decode(data: bytes, packing: Packing, parameters: int) -> State:
@@ -94,7 +118,10 @@ def decode(data: bytes, packing: Packing, parameters: int) -> State:
 def packed(data: bytes, packing: Packing, parameters: int) -> State:
     """As `decode`, but the tensors as they are packed."""
     if packing.compress == "zstd":
-        data = _decompressed(data, packing, 5 * parameters + _HEADER_ROOM)
+        try:
+            data = decompressed(data, _WIDTHS[packing.precision], 5 * parameters + _HEADER_ROOM)
+        except CompressionError as error:
+            raise CodecError(str(error)) from None
     return unpack(data)
 
 
@@ -136,6 +163,25 @@ def sent_state(state: State, packing: Packing) -> Mapping[str, Tensor]:
     return state if packing.is_exact else Rounded(state, packing)
 
 
+class Halved(Mapping[str, Tensor]):
+    """The tensors of a state as bfloat16, made as they are read."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor; KeyError where there is none of the name."""
+        return self._state[name].bfloat16()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        """The number of tensors."""
+        return len(self._state)
+
+
 class Rounded(Mapping[str, Tensor]):
     """A state as it arrives; each tensor is rounded when it is asked for, so that no second model is held."""
 
@@ -159,23 +205,10 @@ class Rounded(Mapping[str, Tensor]):
         return len(self._state)
 
 
-def quantized(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row over its largest magnitude, in whole steps of 1/127 of it; a vector is one row. Not finite in, not finite out."""
-    rows = _rows(tensor)
-    scale = rows.abs().amax(dim=1, keepdim=True) / _STEPS if rows.numel() else rows.new_zeros(len(rows), 1)
-    steps = (rows / scale).nan_to_num_(0.0).round_().clamp_(-_STEPS, _STEPS)  # NaN where a row is all zeros
-    return steps.to(torch.int8).reshape(tensor.shape), scale.flatten()
-
-
-def restored(steps: Tensor, scale: Tensor) -> Tensor:
-    """The numbers of steps and the scales of their rows."""
-    return _rows(steps).float().mul_(scale[:, None]).reshape(steps.shape)
-
-
-def _to_int8(state: Mapping[str, Tensor]) -> State:
+def _to_int8(state: Mapping[str, Tensor], *, leave: bool = False) -> State:
     packed: State = {}
     for name, tensor in state.items():
-        packed[name], packed[SCALE + name] = quantized(tensor)
+        packed[name], packed[SCALE + name] = quantized(tensor, leave=leave)
     return packed
 
 
@@ -188,17 +221,12 @@ def _scaled_names(packed: State) -> list[str]:
     names = [name for name in packed if not name.startswith(SCALE)]
     for name in names:
         steps, scale = packed[name], packed.get(SCALE + name)
-        fits = scale is not None and scale.shape == _rows(steps).shape[:1]
+        fits = scale is not None and scale.shape == rows_of(steps).shape[:1]
         if scale is None or not fits or (steps.dtype, scale.dtype) != (torch.int8, torch.float32):
             raise CodecError("expected int8 tensors, each with a float32 scale for its rows")
     if len(packed) != 2 * len(names):
         raise CodecError("expected a tensor for each scale")
     return names
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """A tensor as a matrix of rows [R, C]."""
-    return tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)
 
 
 def _from_bf16(state: State) -> State:
@@ -214,41 +242,7 @@ def _from_sparse(packed: State, parameters: int) -> State:
         raise CodecError(str(error)) from None
 
 
-def _compressed(data: bytes, packing: Packing) -> bytes:
-    from imagecodecs import zstd_encode  # imported here: only this choice needs it
-
-    packed = zstd_encode(_by_significance(data, _WIDTHS[packing.precision]), level=_LEVEL)
-    return b"".join((_LENGTH.pack(len(data)), packed))
-
-
-def _decompressed(data: bytes, packing: Packing, most: int) -> bytes:
-    """The bytes that were compressed; CodecError where they would be more than `most`, before memory is taken for them."""
-    from imagecodecs import ZstdError, zstd_decode
-
-    length = _LENGTH.unpack_from(data)[0] if len(data) > _LENGTH.size else most + 1
-    if length > most:
-        raise CodecError(f"expected at most {most} bytes in {len(data)} compressed ones")
-    try:
-        body: Any = memoryview(data)[_LENGTH.size :]  # any buffer will do, whatever its types say
-        plain = bytes(zstd_decode(body, out=length))
-    except ZstdError:
-        raise CodecError(f"expected zstd, found {len(data)} bytes of something else") from None
-    if len(plain) != length:
-        raise CodecError(f"expected {length} bytes, found {len(plain)}")
-    return _in_order(plain, _WIDTHS[packing.precision])
-
-
-def _by_significance(data: bytes, width: int) -> bytes:
-    """All first bytes of numbers that are `width` bytes wide, then all second ones; what is left at the end stays there."""
-    return data if width == 1 else _transposed(data, width, (-1, width))
-
-
-def _in_order(data: bytes, width: int) -> bytes:
-    """The inverse of `_by_significance`."""
-    return data if width == 1 else _transposed(data, width, (width, -1))
-
-
-def _transposed(data: bytes, width: int, shape: tuple[int, int]) -> bytes:
-    whole = len(data) - len(data) % width
-    turned = np.frombuffer(data, np.uint8, whole).reshape(shape).T.tobytes()
-    return turned + data[whole:] if whole < len(data) else turned
+def _finished(narrow: Mapping[str, Tensor], packing: Packing) -> bytes:
+    if packing.compress == "zstd":
+        return compressed(parts(narrow), _layout(narrow)[2], _WIDTHS[packing.precision])
+    return pack(narrow)

@@ -19,15 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxrbase_model.codec import SCALE, CodecError, pack, quantized, restored, unpack
+from cxrbase_model.codec import SCALE, CodecError, pack, unpack
+from cxrbase_model.quantize import quantized, restored
 from cxrbase_model.state import State
 from cxrbase_model.transport import PRECISIONS
 
 Pieces = tuple[Tensor, ...]  # of one tensor as it is packed
 Bits = NDArray[Any]  # unsigned, as wide as the number
+Planes = NDArray[np.uint8]  # [W, N]: the lowest bytes of N numbers that are W bytes wide, and so on to the highest
 
 _FORM = "form:"  # before the name of a tensor: 1 if it is a difference, and the tensor's shape
 _SAMPLE = 1 << 15  # numbers that tell whether a difference is shorter than the tensor itself
+_PART = 1 << 16  # numbers that are worked on at a time
 _LEVEL = 1
 _MOST_DIMENSIONS = 8
 _DTYPES = {"float32": (torch.float32,), "bf16": (torch.bfloat16,), "int8": (torch.int8, torch.float32)}
@@ -87,7 +90,7 @@ def encode_difference(new: Iterable[tuple[str, Pieces]], base: Mapping[str, Piec
             before = None
         sent[_FORM + name] = torch.tensor([int(before is not None), *pieces[0].shape], dtype=torch.int64)
         for index, piece in enumerate(pieces):
-            sent[SCALE * index + name] = _squeezed(_coded(piece, None if before is None else before[index]))
+            sent[SCALE * index + name] = _squeezed(_planes(piece, None if before is None else before[index]))
     return pack(sent)
 
 
@@ -116,8 +119,8 @@ def _decoded(
         if blob is None or blob.dtype != torch.uint8:
             raise CodecError("expected compressed pieces of each tensor")
         size = shape if index == 0 else _scales(shape)
-        code = _expanded(blob, _UNSIGNED[dtype.itemsize], size.numel())
-        yield _uncoded(code, None if before is None else before[index], dtype).reshape(size)
+        planes = _expanded(blob, dtype.itemsize, size.numel())
+        yield _whole(planes, None if before is None else before[index], dtype).reshape(size)
 
 
 def _form(form: Tensor, left: int) -> tuple[bool, torch.Size]:
@@ -146,7 +149,7 @@ def _is_shorter(piece: Tensor, before: Tensor) -> bool:
     flat, old = piece.reshape(-1), before.reshape(-1)
     apart = max(1, len(flat) // _SAMPLE)
     flat, old = flat[::apart], old[::apart]
-    return len(_squeezed(_coded(flat, old))) <= len(_squeezed(_coded(flat, None)))
+    return len(_squeezed(_planes(flat, old))) <= len(_squeezed(_planes(flat, None)))
 
 
 def bits(piece: Tensor) -> Bits:
@@ -156,11 +159,36 @@ def bits(piece: Tensor) -> Bits:
     return flat.view(_UNSIGNED[width])
 
 
-def _coded(piece: Tensor, before: Tensor | None) -> Bits:
+def _planes(piece: Tensor, before: Tensor | None) -> Planes:
+    """The bytes of a piece's numbers as `_coded` gives them."""
+    new, old = bits(piece), None if before is None else bits(before)
+    planes = np.empty((new.itemsize, len(new)), np.uint8)
+    for part in _parts(len(new)):
+        code = _coded(new[part], None if old is None else old[part], piece.dtype)
+        planes[:, part] = code.view(np.uint8).reshape(-1, new.itemsize).T
+    return planes
+
+
+def _whole(planes: Planes, before: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The inverse of `_planes`."""
+    width, count = planes.shape
+    new = np.empty(count, _UNSIGNED[width])
+    old = None if before is None else bits(before)
+    for part in _parts(count):
+        code = np.ascontiguousarray(planes[:, part].T).reshape(-1).view(new.dtype)
+        new[part] = _uncoded(code, None if old is None else old[part], dtype)
+    return torch.from_numpy(new.view(f"i{width}")).view(dtype)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Pieces of so many numbers that stay in the processor's cache."""
+    return (slice(start, min(start + _PART, count)) for start in range(0, count, _PART))
+
+
+def _coded(new: Bits, old: Bits | None, dtype: torch.dtype) -> Bits:
     """Whole numbers that are small where little has changed."""
-    new = bits(piece)
-    old = np.zeros_like(new) if before is None else bits(before)
-    if piece.dtype == torch.int8:
+    old = np.zeros_like(new) if old is None else old
+    if dtype == torch.int8:
         return _zigzag(new - old, 8)
     width = 8 * new.itemsize
     one = new.dtype.type(1)
@@ -170,16 +198,15 @@ def _coded(piece: Tensor, before: Tensor | None) -> Bits:
     return change
 
 
-def _uncoded(code: Bits, before: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _uncoded(code: Bits, old: Bits | None, dtype: torch.dtype) -> Bits:
     """The inverse of `_coded`."""
-    old = np.zeros_like(code) if before is None else bits(before)
+    old = np.zeros_like(code) if old is None else old
     if dtype == torch.int8:
-        new = _unzigzag(code) + old
-    else:
-        one, top = code.dtype.type(1), code.dtype.type(8 * code.itemsize - 1)
-        magnitude = _unzigzag(code >> one) + old
-        new = (magnitude << one >> one) | ((code ^ (old >> top)) << top)
-    return torch.from_numpy(new.view(f"i{new.itemsize}")).view(dtype)
+        return _unzigzag(code) + old
+    one, top = code.dtype.type(1), code.dtype.type(8 * code.itemsize - 1)
+    magnitude = _unzigzag(code >> one) + old
+    new: Bits = (magnitude << one >> one) | ((code ^ (old >> top)) << top)
+    return new
 
 
 def _zigzag(number: Bits, width: int) -> Bits:
@@ -197,23 +224,23 @@ def _unzigzag(number: Bits) -> Bits:
     return unfolded
 
 
-def _squeezed(code: Bits) -> Tensor:
-    """Compressed bytes [B] uint8: all high bytes, which are mostly zero, and then the lower ones."""
+def _squeezed(planes: Planes) -> Tensor:
+    """Compressed bytes [B] uint8: the low bytes of all numbers first, the high ones, which are mostly zero, last."""
     from imagecodecs import zstd_encode  # imported here, as in `codec`
 
-    planes = code.view(np.uint8).reshape(-1, code.itemsize).T
-    return torch.frombuffer(bytearray(zstd_encode(planes.tobytes(), level=_LEVEL)), dtype=torch.uint8)
+    buffer: Any = planes  # any will do, whatever its types say
+    return torch.frombuffer(bytearray(zstd_encode(buffer, level=_LEVEL)), dtype=torch.uint8)
 
 
-def _expanded(blob: Tensor, kind: type[np.unsignedinteger[Any]], count: int) -> Bits:
-    """The inverse of `_squeezed`; CodecError where the bytes do not become so many numbers."""
+def _expanded(blob: Tensor, width: int, count: int) -> Planes:
+    """The inverse of `_squeezed` [W, N]; CodecError where the bytes do not become so many numbers."""
     from imagecodecs import ZstdError, zstd_decode
 
-    width = np.dtype(kind).itemsize
+    planes = np.empty((width, count), np.uint8)
     try:
-        plain = bytes(zstd_decode(memoryview(blob.numpy()), out=count * width))  # type: ignore[arg-type]  # numpy arrays are buffers
+        plain = zstd_decode(memoryview(blob.numpy()), out=memoryview(planes).cast("B") if count else 0)  # type: ignore[arg-type]  # numpy arrays are buffers
     except (ZstdError, ValueError):
         raise CodecError("expected zstd, found something else") from None
     if len(plain) != count * width:
         raise CodecError(f"expected {count} numbers of {width} bytes, found {len(plain)} bytes")
-    return np.ascontiguousarray(np.frombuffer(plain, np.uint8).reshape(width, -1).T).reshape(-1).view(kind)
+    return planes

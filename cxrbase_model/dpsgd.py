@@ -119,8 +119,8 @@ class PrivateBatches(MicroBatches):
         for parameter in self._keeper.parameters:
             summed = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             summed = summed.cpu().contiguous()
-            self._source.add_to(summed, self._deviation)
-            parameter.grad = summed.div_(self._expected).to(parameter.device)
+            self._source.add_to(summed, self._deviation, self._expected)
+            parameter.grad = summed.to(parameter.device)
         return torch.zeros((), device=self._device)
 
     def _attempt(self, rows: Rows, total: Tensor, count: int, size: int) -> Tensor:

@@ -23,15 +23,15 @@ def open_private(path: Path, flags: int) -> BinaryIO:
     return os.fdopen(handle, "r+b" if flags & os.O_RDWR else "wb")
 
 
-def write_private(path: Path, data: bytes | bytearray, *, durable: bool = True) -> None:
+def write_private(path: Path, *data: bytes | bytearray | memoryview, durable: bool = True) -> None:
     """Write a file that is there whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
-    durable: false leaves out both fsync, for what may be lost in a power cut.
+    data: one piece after the other. durable: false leaves out both fsync, for what may be lost in a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open_private(temporary, os.O_WRONLY | os.O_TRUNC) as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

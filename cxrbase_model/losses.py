@@ -39,9 +39,15 @@ def known_labels(targets_BC: Tensor) -> Tensor:
     return torch.isfinite(targets_BC).sum().clamp(min=1)
 
 
-def positive_weights(labels_NC: NDArray[np.float32], cap: float) -> Tensor:
-    """The weight of positives per finding: negatives over positives among the known, from 1 to the cap."""
-    positives, negatives = (labels_NC >= 0.5).sum(axis=0), (labels_NC < 0.5).sum(axis=0)
+def positive_weights(
+    labels_NC: NDArray[np.float32], cap: float, chances_N: NDArray[np.float64] | None = None
+) -> Tensor:
+    """The weight of positives per finding: negatives over positives among the known, from 1 to the cap.
+
+    chances_N: how pictures are drawn (`rows.finding_chances`), where they are not taken in turn: counts are then of what comes.
+    """
+    often = np.ones(len(labels_NC)) if chances_N is None else len(labels_NC) * chances_N
+    positives, negatives = (often @ known for known in (labels_NC >= 0.5, labels_NC < 0.5))
     return torch.from_numpy(np.clip(negatives / np.maximum(positives, 1), 1.0, cap).astype(np.float32))
 
 

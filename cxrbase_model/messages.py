@@ -47,6 +47,8 @@ class Code(StrEnum):
     DUPLICATE = "DUPLICATE"
     NORM = "NORM"
     OUTLIER = "OUTLIER"
+    SHORT = "SHORT"
+    OPPOSED = "OPPOSED"
     EXAMPLES = "EXAMPLES"
     CLAIM = "CLAIM"
     SECURE = "SECURE"
@@ -83,7 +85,9 @@ MEANING: dict[Code, str] = {
     Code.ROUND: "the reply belongs to another round",
     Code.DUPLICATE: "the hospital has replied in this round already",
     Code.NORM: "the update's norm is above the plan's bound",
-    Code.OUTLIER: "the update's norm is far above those that earlier rounds admitted",
+    Code.OUTLIER: "the update's norm is far above those that earlier rounds admitted, or those of the same round",
+    Code.SHORT: "the update's norm is far below those of the same round, as if nobody had trained",
+    Code.OPPOSED: "the update points away from where the others of the same round point",
     Code.EXAMPLES: "the reply claims no examples, or an absurd number of them",
     Code.CLAIM: "the reply claims more examples than the pictures that the hospital described allow",
     Code.SECURE: "a step of secure aggregation does not fit what the hospital knows of the round: keys, members, threshold or survivors",

@@ -53,6 +53,10 @@ def check_stage(stage: Stage, where: str) -> None:
             f"{where}.positive_weight: expected 1.0 under privacy, since a hospital's counts of a finding would not be protected, "
             f"found {stage.positive_weight}"
         )
+    if stage.balance != "none":
+        raise SettingsError(
+            f"{where}.balance: expected none under privacy, where everybody is drawn with the same chance, found {stage.balance}"
+        )
     if stage.label_fraction != 1.0:
         raise SettingsError(
             f"{where}.label_fraction: expected 1.0 under privacy, since which patients have labels would follow from the plan, "

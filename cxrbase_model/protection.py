@@ -143,11 +143,12 @@ def check_privacy(
             "transport.update: expected float32 where aggregation.privacy is set, since rounding and what is owed from "
             f"earlier rounds would lengthen an update after it was clipped; found {packing}"
         )
-    if bounds["federation.outlier"] is not None:
-        raise SettingsError(
-            "federation.outlier: expected none where aggregation.privacy is set, since whose update counts would follow "
-            f"from norms without noise; found {bounds['federation.outlier']:g}"
-        )
+    for key, bound in bounds.items():
+        if key != "federation.max_update_norm" and bound is not None:
+            raise SettingsError(
+                f"{key}: expected none where aggregation.privacy is set, since whose update counts would follow "
+                f"from updates without noise; found {bound:g}"
+            )
     if secure is not None and secure.bits != 32:
         raise SettingsError(
             "aggregation.secure.bits: expected 32 where aggregation.privacy is set, since coarse steps would lengthen an "

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_MOST_OFTEN = 10.0  # how much more often than in turn a balanced sampler draws a picture
+
 
 class Table(Protocol):
     """labels: float32 [N, C], NaN where unknown. patients: int64 [N]."""
@@ -54,6 +56,34 @@ def batch_rows(rows: NDArray[np.int64], batch_size: int, seed: int, epochs: floa
         ready = ready[size:]
 
 
+def training_rows(
+    table: Table, rows: NDArray[np.int64], batch_size: int, seed: int, epochs: float, balance: str = "none"
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of each batch of a training: in turn as by `batch_rows`, or drawn as `FinetuneStage.balance` says, in as many batches of
+    the same size.
+    """
+    if balance == "none" or len(rows) == 0:
+        return batch_rows(rows, batch_size, seed, epochs)
+    size, steps = min(batch_size, max(1, math.ceil(len(rows) * epochs))), steps_of(len(rows), batch_size, epochs)
+    return _drawn_rows(rows, finding_chances(table.labels[rows]), size, seed, steps)
+
+
+def finding_chances(labels_NC: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The chance of each picture [N] to be drawn next, so that a finding comes up as often as any other, present as often as absent.
+
+    As if one drew a finding, then present or absent, then a picture that is known to be so; what no picture shows is left out. With one
+    finding that is half and half. Where few pictures show something, none of them comes more than ten times as often as in turn: a
+    finding of a handful of patients would else be learned by heart.
+    """
+    known, present = np.isfinite(labels_NC), labels_NC >= 0.5
+    cells = np.concatenate([present, known & ~present], axis=1)
+    cells = cells[:, cells.any(axis=0)]
+    chances: NDArray[np.float64] = (cells / cells.sum(axis=0)).mean(axis=1)
+    chances = np.minimum(chances, _MOST_OFTEN / len(chances))
+    chances /= chances.sum()
+    return chances
+
+
 def balanced_rows(
     rows: NDArray[np.int64], cells: NDArray[np.int64], batch_size: int, seed: int, steps: int
 ) -> Iterator[NDArray[np.int64]]:
@@ -61,9 +91,14 @@ def balanced_rows(
 
     cells: int64 [len(rows)], the cell of each row.
     """
-    rng = np.random.default_rng(seed)
     _, cell, counts = np.unique(cells, return_inverse=True, return_counts=True)
-    chances = 1.0 / (len(counts) * counts[cell])
+    return _drawn_rows(rows, 1.0 / (len(counts) * counts[cell]), batch_size, seed, steps)
+
+
+def _drawn_rows(
+    rows: NDArray[np.int64], chances: NDArray[np.float64], batch_size: int, seed: int, steps: int
+) -> Iterator[NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
     for _ in range(steps):
         yield rng.choice(rows, batch_size, p=chances)
 

@@ -105,6 +105,10 @@ class FinetuneStage:
     rounds: int = knob(10, low=1, high=100_000, why="federated rounds of the stage")
     local_epochs: float = knob(1.0, unit="epochs", low=0.001, high=1000, why="passes over a hospital's labels a round")
     batch_size: int = knob(32, unit="pictures", low=1, high=65536, why="pictures a step in each hospital")
+    balance: str = knob(
+        "none", choices=("none", "findings"),
+        why="take pictures in turn, or draw them so that findings come up alike, present as often as absent, however rare in the hospital",
+    )  # fmt: skip
     label_fraction: float = knob(1.0, low=0.0001, high=1.0, why="share of the training patients whose labels are used")
     trains: str = knob(
         "all", choices=("all", "head", "last", "lora"),
@@ -149,3 +153,8 @@ class EvaluateStage:
 
 
 Stage = PretrainStage | FinetuneStage | EvaluateStage
+
+
+def balance_of(stage: PretrainStage | FinetuneStage) -> str:
+    """How the pictures of a stage are drawn; pretraining knows no findings to balance."""
+    return stage.balance if isinstance(stage, FinetuneStage) else "none"

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
+_PIECE = 1 << 15  # numbers that are worked on at a time: they stay in the processor's cache, and one thread is enough
+
 
 def state_of(module: nn.Module) -> State:
     """A copy of everything in the module that travels: parameters and persistent buffers, float32 on the CPU."""
@@ -81,7 +83,13 @@ def is_finite(state: Mapping[str, Tensor]) -> bool:
 
 def norm(state: Mapping[str, Tensor]) -> float:
     """The Euclidean norm over all tensors, summed in float64."""
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))
+    return math.sqrt(sum(_square(tensor) for tensor in state.values()))
+
+
+def _square(tensor: Tensor) -> float:
+    """The sum of squares, in float64 a piece at a time: a copy of the whole would be twice as large as the tensor."""
+    pieces = (piece.double() for piece in torch.split(tensor.reshape(-1), _PIECE))
+    return sum((float(piece @ piece) for piece in pieces), 0.0)
 
 
 def size(state: Mapping[str, Tensor]) -> int:
@@ -96,9 +104,24 @@ def byte_size(state: Mapping[str, Tensor]) -> int:
 
 def digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and float32 bytes in name order; 64 hexadecimal digits."""
-    hasher = hashlib.sha256()
+    whole = Digest()
     for name in sorted(state):
-        tensor = state[name].detach().to(device="cpu", dtype=torch.float32).contiguous()
-        hasher.update(json.dumps([name, list(tensor.shape)]).encode())
-        hasher.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")  # type: ignore[arg-type]  # numpy arrays are buffers
-    return hasher.hexdigest()
+        whole.add(name, state[name])
+    return whole.hexadecimal()
+
+
+class Digest:
+    """The digest of a state whose tensors come one after the other, in the order of their names."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take in the next tensor."""
+        tensor = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+        self._hash.update(json.dumps([name, list(tensor.shape)]).encode())
+        self._hash.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")  # type: ignore[arg-type]  # numpy arrays are buffers
+
+    def hexadecimal(self) -> str:
+        """The digest of what has come."""
+        return self._hash.hexdigest()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _TOGETHER = 4  # units that are added up in 16 bits before they go on in 32: few enough for ROOM
+_CACHED = 1 << 18  # numbers at a time that stay in a core's cache
 _PAIRS = 1 << 24  # numbers of x x' at a time
 
 ROOM = {torch.bfloat16: 2.0**-5, torch.float16: 2.0**-5, torch.float32: 2.0**-12, torch.float64: 2.0**-40}
@@ -58,7 +59,7 @@ def has_rule(module: nn.Module) -> bool:
 def _linear(module: nn.Linear, x: Tensor, g: Tensor, units: int, wanted: set[Tensor]) -> Iterator[Note]:
     x_UTP, g_UTD = x.reshape(units, -1, x.shape[-1]), g.reshape(units, -1, g.shape[-1])
     if module.bias is not None and module.bias in wanted:
-        yield _explicit(module.bias, g_UTD.sum(dim=1, dtype=_wide(g)), x.dtype)
+        yield _explicit(module.bias, _summed(g_UTD), x.dtype)
     if module.weight not in wanted:
         return
     places, inputs, outputs = x_UTP.shape[1], x_UTP.shape[2], g_UTD.shape[2]
@@ -72,10 +73,12 @@ def _layer_norm(module: nn.LayerNorm, x: Tensor, g: Tensor, units: int, wanted: 
     width = g.shape[-1]
     g_UTD = g.reshape(units, -1, width)
     if module.weight in wanted:
-        normal = F.layer_norm(x.to(_wide(x)), (width,), eps=module.eps).reshape(units, -1, width)
-        yield _explicit(module.weight, (g_UTD * normal).sum(dim=1, dtype=_wide(g)), x.dtype)
+        together = max(1, _CACHED * units // g.numel()) if g.numel() else 1
+        parts = zip(torch.split(x.reshape(g_UTD.shape), together), torch.split(g_UTD, together), strict=True)
+        sums = [_summed(F.layer_norm(a.to(_wide(a)), (width,), eps=module.eps).mul_(b)) for a, b in parts]
+        yield _explicit(module.weight, torch.cat(sums), x.dtype)
     if module.bias is not None and module.bias in wanted:
-        yield _explicit(module.bias, g_UTD.sum(dim=1, dtype=_wide(g)), x.dtype)
+        yield _explicit(module.bias, _summed(g_UTD), x.dtype)
 
 
 def _embedding(module: nn.Embedding, x: Tensor, g: Tensor, units: int, wanted: set[Tensor]) -> Iterator[Note]:
@@ -88,6 +91,11 @@ def _embedding(module: nn.Embedding, x: Tensor, g: Tensor, units: int, wanted: s
     gradients = g.new_zeros(units * count, width, dtype=_wide(g))
     gradients.index_add_(0, places.flatten(), g_UTD.flatten(0, 1).to(gradients.dtype))
     yield _explicit(module.weight, gradients.reshape(units, count, width), g.dtype)
+
+
+def _summed(g_UTD: Tensor) -> Tensor:
+    """Sums over places, [U, D]. Sixteen bits are added up in 32 and the sum is rounded: asked for 32, torch would copy all first."""
+    return g_UTD.sum(dim=1).to(_wide(g_UTD))
 
 
 def _explicit(parameter: Tensor, gradients: Tensor, computed: torch.dtype) -> Note:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,6 +28,21 @@ class Admitted:
     update: Mapping[str, Tensor]  # made of what arrived as it is read
     examples: int
     norm: float
+
+
+def unlike(norms: Mapping[str, float], longest: float | None, shortest: float | None) -> dict[str, Code]:
+    """The hospitals whose updates are too long or too short beside the others of their round, by the plan's federation.longest and shortest.
+
+    norms: of the updates that were admitted, by hospital. What counts is the median, so fewer than half cannot shift it past the others.
+    """
+    usual = median(norms.values()) if norms else 0.0
+    found: dict[str, Code] = {}
+    for name, length in norms.items():
+        if longest is not None and length > longest * usual:
+            found[name] = Code.OUTLIER
+        elif shortest is not None and length < shortest * usual:
+            found[name] = Code.SHORT
+    return found
 
 
 class Rejected(Exception):

@@ -22,7 +22,7 @@ from cxrbase_model.state import State
 
 FRACTION_BITS = 32  # resolution 2^-32 of weight x update: far below float32's own at the size of weights
 _LIMIT = 2.0**62 / 2.0**FRACTION_BITS
-_PIECE = 1 << 18  # numbers that are summed at a time: 2 MB of sums, which stay in the processor's cache
+_PIECE = 1 << 16  # numbers that are summed at a time: 512 KB of sums, which stay in the processor's cache
 
 
 class WeightedMean:
@@ -63,13 +63,18 @@ class WeightedMean:
             raise ValueError(f"weight: expected a positive whole number, found {weight}")
         if not self.fits(update, weight):
             raise ValueError("update: its largest element times its weight leaves the accumulator's range")
-        for name, start, sums in self._pieces():
-            if start == 0:  # a tensor at a time: an update may make them as they are read
-                flat = update[name].contiguous().view(-1)
-            added = flat[start : start + len(sums)].double().mul_(weight * 2.0**FRACTION_BITS).round_()
-            sums += added.to(torch.int64).numpy()
-            self._file.seek(-sums.nbytes, 1)
-            sums.tofile(self._file)
+        self._file.seek(0)
+        for name in self._shapes:
+            flat = (
+                update[name].contiguous().view(-1).numpy()
+            )  # a tensor at a time: an update may make them as they are read
+            for start in range(0, len(flat), _PIECE):
+                scaled = np.multiply(flat[start : start + _PIECE], weight * 2.0**FRACTION_BITS, dtype=np.float64)
+                added = np.rint(scaled, out=scaled).astype(np.int64)
+                if self.count:  # else the file is a hole, which takes longer to read than the sums
+                    added += np.fromfile(self._file, np.int64, len(added))
+                    self._file.seek(-added.nbytes, 1)
+                added.tofile(self._file)
         self.total_weight += weight
         self.count += 1
 

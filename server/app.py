@@ -16,6 +16,7 @@ from cxrbase_model.plan import Plan, read_plan
 from server.board import Board
 from server.exchange import Exchange, Stopped
 from server.live import Live
+from server.pieces import look_often
 from server.rounds import Observer, RoundLoop, RunFailed
 from server.stage_model import unmatched
 from server.store import RunStore, StoreError
@@ -48,6 +49,7 @@ def serve(
     However it ends, the run's status.json says so.
     """
     settings.folder.mkdir(parents=True, exist_ok=True)
+    look_often()
     with _alone(settings.folder):
         live = Live(settings.folder)
         try:

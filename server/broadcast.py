@@ -11,16 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import torch
 from flwr.app import Message
 from torch import Tensor
 
-from cxrbase_model.codec import encode, sent_state
-from cxrbase_model.difference import Pieces, bits, encode_difference, narrow
+from cxrbase_model.codec import encode, memory_of, sent_state
+from cxrbase_model.difference import Pieces, encode_difference, narrow, widen
 from cxrbase_model.messages import Code, Task, WireError, reply_from_message
-from cxrbase_model.state import State, digest
+from cxrbase_model.state import Digest, State, digest
 from cxrbase_model.transport import Packing, Transport
 
 
@@ -72,18 +71,19 @@ class Broadcasts:
     def next(self, task: Task, before: State, names: Iterable[str]) -> Broadcast:
         """The broadcast of weights to hospitals; `task` lacks the weights and their digest."""
         packing = self._transport.down(task.kind)
-        task = replace(task, state_digest=digest(sent_state(before, packing)))
         if not self._transport.differs:
+            task = replace(task, state_digest=digest(sent_state(before, packing)))
             return Broadcast(task, before, packing, b"", "", set())
         holders, base = self._holders & set(names), self._digest
-        shelf, difference = Shelf(self._folder), b""
-        pieces = ((name, shelf.put(name, narrow(before[name], packing.precision))) for name in sorted(before))
+        shelf, whole, difference = Shelf(self._folder), Digest(), b""
+        pieces = _kept(before, packing.precision, shelf, whole)
         if holders and self._last is not None:
             difference = encode_difference(pieces, self._last, packing.precision)
         else:
             for _ in pieces:  # kept for the next broadcast
                 pass
         self.close()
+        task = replace(task, state_digest=whole.hexadecimal())
         self._last, self._digest, self._holders = shelf, task.state_digest, set()
         return Broadcast(task, before, packing, difference, base, holders)
 
@@ -98,11 +98,19 @@ class Broadcasts:
         self._holders |= set(names)
 
 
+def _kept(state: Mapping[str, Tensor], precision: str, shelf: Shelf, whole: Digest) -> Iterator[tuple[str, Pieces]]:
+    """The tensors of a state as they are packed, put on a shelf, and what they unpack to into a digest."""
+    for name in sorted(state):
+        pieces = shelf.put(name, narrow(state[name], precision))
+        whole.add(name, widen(pieces))
+        yield name, pieces
+
+
 class Shelf(Mapping[str, Pieces]):
     """Packed tensors in a file without a name."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = cast("BinaryIO", tempfile.TemporaryFile(dir=folder))  # noqa: SIM115  # closed by `close`
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by `close`
         self._places: dict[str, list[tuple[int, torch.Size, torch.dtype]]] = {}
 
     def put(self, name: str, pieces: Pieces) -> Pieces:
@@ -110,7 +118,7 @@ class Shelf(Mapping[str, Pieces]):
         self._places[name] = []
         for piece in pieces:
             self._places[name].append((self._file.seek(0, 2), piece.shape, piece.dtype))
-            self._file.write(bits(piece).tobytes())
+            self._file.write(memory_of(piece.contiguous().view(-1)))
         return pieces
 
     def close(self) -> None:
@@ -131,5 +139,6 @@ class Shelf(Mapping[str, Pieces]):
 
     def _read(self, start: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         self._file.seek(start)
-        data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        flat = torch.empty(shape.numel(), dtype=dtype)
+        self._file.readinto(memory_of(flat))
+        return flat.reshape(shape)

@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 
 from cxrbase_model.messages import Task, task_to_message
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.15  # seconds; a reply is picked up within 0.2 s, an idle wait costs little
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.15  # seconds; each look costs the SuperLink 10 ms, so under a tenth of a core
+_SHARE = 1 / 32  # of the time waited so far
 _MOST_PULLS = 2  # replies that are fetched at the same time, and so are in memory
 _PULL = 0.05  # seconds that a reply may take to be fetched before others are looked at
 _LOOK_EVERY = 2.0  # seconds between looks at who is there
@@ -113,17 +114,20 @@ class Exchange:
         return dict(sorted(found.items()))
 
     def pauses(self, deadline: float) -> Iterator[None]:
-        """Yield until `deadline` seconds have passed, pausing longer and longer in between; Stopped when asked to stop."""
-        end, pause = time.monotonic() + deadline, _FIRST_PAUSE
+        """Yield until `deadline` seconds have passed, pausing longer and longer in between; Stopped when asked to stop.
+
+        A reply is picked up after a thirty-second of the time that it has taken, and within 0.2 s.
+        """
+        started = time.monotonic()
         while True:
             yield
             if self._should_stop():
                 raise Stopped
-            left = end - time.monotonic()
-            if left <= 0:
+            waited = time.monotonic() - started
+            if waited >= deadline:
                 return
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            pause = min(max(_SHARE * waited, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+            time.sleep(min(pause, deadline - waited))
 
     def ask(
         self,

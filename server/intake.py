@@ -9,9 +9,11 @@ from torch import Tensor
 
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
 from cxrbase_model.plan import Plan
-from server.admission import Rejected, admit_update, check_reply, claimable
+from server.admission import Rejected, admit_update, check_reply, claimable, unlike
 from server.records import Record, entry
+from server.rules.direction import directions
 from server.rules.gathering import Gathering
+from server.rules.held import Held
 
 
 class Intake:
@@ -60,6 +62,24 @@ class Intake:
         for name in cohort:
             line = entry(name, "silent", Code.NO_REPLY) | {"bytes_sent": self._bytes_sent.get(name, 0)}
             self.entries.setdefault(name, line)
+
+    def compare(self) -> None:
+        """Leave out whose update is too long, too short or too opposed beside the others of the round; to be called when all have come."""
+        federation = self._plan.federation
+        if not federation.compares or not isinstance(held := self._gathered, Held):  # a secured round gathers nothing
+            return
+        norms = {
+            name: line["update_norm"] for name, line in self.entries.items() if line.get("update_norm") is not None
+        }
+        self._leave_out(held, unlike(norms, federation.longest, federation.shortest))
+        if federation.cosine is not None:
+            cosines = directions(held.spool)
+            self._leave_out(held, {name: Code.OPPOSED for name, at in cosines.items() if at < federation.cosine})
+
+    def _leave_out(self, held: Held, found: Mapping[str, Code]) -> None:
+        for name, code in found.items():
+            held.leave_out(name)
+            self.entries[name] |= {"status": "rejected", "code": code.value}
 
     def _fold(self, name: str, reply: Reply, joined: Record) -> float | None:
         """Admit an update and take it in; returns its norm, Rejected with a code where it is left out."""

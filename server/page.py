@@ -15,8 +15,8 @@ from PIL import Image
 
 from cxrbase_model.messages import MEANING, Code
 from server.charts import forest, interval_text, legend, line_chart
+from server.examples import Look, Triple
 
-Triple = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # original, masked, reconstruction
 Report = dict[str, Any]
 
 SEEDED_TEXT = "privacy noise was seeded, so it can be taken off again: nobody's data is protected by this run"
@@ -34,8 +34,10 @@ def environment(*packages: str) -> Environment:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def page(report: Report, reconstructions: Sequence[Triple] = ()) -> str:
-    """The whole page; everything that came over the wire is escaped."""
+def page(
+    report: Report, reconstructions: Sequence[Triple] = (), looks: tuple[str, Sequence[Look]] | None = None
+) -> str:
+    """The whole page; everything that came over the wire is escaped. looks: the model's name, and where it looks in each picture."""
     sites = list(report["hospitals"])
     found = report["evaluations"]
     rounds = [record for record in report["rounds"] if record["kind"] != "describe"]
@@ -55,6 +57,8 @@ def page(report: Report, reconstructions: Sequence[Triple] = ()) -> str:
             figures=list(_figures(found, sites)),
             curves=list(_curves(rounds, sites)),
             triples=[[_png(picture) for picture in triple] for triple in reconstructions],
+            looking=looks[0] if looks else "",
+            looks=[list(_look(each)) for each in looks[1]] if looks else [],
             pictures=list(_pictures(report["hospitals"])),
             labels=list(_labels(report, sites)),
             stages=list(_stages(report, rounds)),
@@ -216,6 +220,13 @@ def _round(record: Report) -> list[Any]:
     loss = f"{record['loss']:.4f}" if record["loss"] is not None else ""
     sent, received = bytes_text(record["bytes_sent"]), bytes_text(record["bytes_received"])
     return [record["round"], record["stage"], record["attempt"], f"{record['seconds']:.2f}", sent, received, loss]
+
+
+def _look(look: Look) -> Iterable[tuple[str, str]]:
+    """The pictures of one look, each with its caption."""
+    yield look.caption, _png(look.picture)
+    for name, chance, seen in look.findings:
+        yield f"{name} {chance:.0%}", _png(seen)
 
 
 def _png(picture: NDArray[np.uint8]) -> str:

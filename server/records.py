@@ -59,6 +59,18 @@ def record(
     }
 
 
+def described(done: Record) -> list[Record]:
+    """The lines of the hospitals that had described themselves by a round, and not before."""
+    lines = done["hospitals"] if done["kind"] == "describe" else done.get("joined", [])
+    return [line for line in lines if line["status"] == "admitted"]
+
+
+def joined(records: Iterable[Record], entries: Iterable[Record]) -> list[Record]:
+    """Those of the roster's lines whose hospital no record knows of yet."""
+    known = {line["site"] for done in records for line in described(done)}
+    return [line for line in entries if line["status"] == "admitted" and line["site"] not in known]
+
+
 def usual_norm(records: Iterable[Record], stage: str) -> float | None:
     """The median norm of the updates that a stage's last rounds admitted; None before its first."""
     rounds = [found for found in records if found["stage"] == stage][-_NORM_ROUNDS:]

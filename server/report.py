@@ -9,26 +9,29 @@ from typing import Any
 
 from cxrbase_model.plan import FinetuneStage, Plan, read_plan, timeline
 from cxrbase_model.settings import to_mapping
-from server.page import SEEDED_TEXT, Triple, page
+from server.examples import Look, Triple
+from server.page import SEEDED_TEXT, page
 from server.promise import promise
+from server.records import described
 from server.store import RunStore, write_atomic
 
 SCHEMA = 1
 _SEEDED = "seeded-noise"  # a file that says so, whatever later sessions of the run do
 
 
-def write_report(folder: Path, reconstructions: Sequence[Triple] = ()) -> dict[str, Any]:
+def write_report(
+    folder: Path, reconstructions: Sequence[Triple] = (), looks: tuple[str, Sequence[Look]] | None = None
+) -> dict[str, Any]:
     """Write report.json and report.html of a run directory; returns the content of report.json.
 
-    `reconstructions` are public pictures, each with what the encoder sees of it and what the autoencoder makes of that,
-    uint8 [S, S]; they are in the page alone.
+    What models make of public pictures is in the page alone: `reconstructions`, and the `looks` of the model that is named with them.
     """
     plan = read_plan(folder / "plan.yaml")
     store = RunStore(folder, plan)
     run = store.run | ({"seeded_noise": True} if (folder / _SEEDED).exists() else {})
     report = content(plan, run, store.records())
     write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
-    write_atomic(folder / "report.html", page(report, reconstructions).encode())
+    write_atomic(folder / "report.html", page(report, reconstructions, looks).encode())
     return report
 
 
@@ -68,14 +71,10 @@ def content(plan: Plan, run: dict[str, Any], records: list[dict[str, Any]]) -> d
 
 
 def hospitals(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each hospital told about itself: name to pictures by split, patients, labels and exclusions by count."""
-    return {
-        entry["site"]: entry["description"]
-        for record in records
-        if record["kind"] == "describe"
-        for entry in record["hospitals"]
-        if entry["status"] == "admitted"
-    }
+    """What each hospital told about itself: name to pictures by split, patients, labels and exclusions by count; also those that joined
+    while the run went on.
+    """
+    return {entry["site"]: entry["description"] for record in records for entry in described(record)}
 
 
 def evaluations(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:

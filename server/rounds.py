@@ -7,26 +7,25 @@ whatever ended the last session.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
 
-from flwr.app import Message
-
-from cxrbase_model.messages import Code, Task, WireError, reply_from_message
+from cxrbase_model.messages import Task
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
 from cxrbase_model.state import State, digest
-from server.admission import Rejected, check_reply
 from server.broadcast import Broadcast, Broadcasts
 from server.cohort import choose
-from server.exchange import Exchange, Node, Stopped
+from server.exchange import Exchange, Stopped
 from server.intake import Intake
 from server.live import Live
+from server.newcomers import Newcomers
 from server.protection import Protection, RunPrivacy
-from server.records import Record, entry, record, told, usual_norm
+from server.records import Record, joined, record, told, usual_norm
 from server.roster import Roster
 from server.rules.gathering import Gathering, gathering
-from server.secure_round import SecureRound, unmasked_for
+from server.secure_round import SecureRound
 from server.store import RunStore
+from server.unmask import unmasked_for
 from server.variates import taken_in
 from server.weights import GlobalModel
 
@@ -67,9 +66,10 @@ class RoundLoop:
         self._text = plan_to_text(store.plan)
         self._run = store.plan.digest[:16]
         self._expected, self._patience = expected, patience
-        self._asked_refused = time.monotonic()
         self._observers = list(observers)
         self._roster = Roster()
+        task = Task("describe", self._run, 0, "describe", 1, "", self._text, self._plan.digest)
+        self._newcomers = Newcomers(exchange, live, self._roster, task, patience)
         self._model = GlobalModel(store)
         self._doubt = ""
         self._privacy = RunPrivacy(store, noise_seed)
@@ -108,7 +108,7 @@ class RoundLoop:
         self._live.tell("gathering")
         for _ in self._exchange.pauses(federation.join_deadline):
             self._end_where_asked()
-            self._describe_newcomers(federation.join_deadline)
+            self._newcomers.describe(federation.join_deadline)
             enough = len(self._roster.sites) >= federation.quorum
             if missed and enough and time.monotonic() - started >= federation.absence:
                 break
@@ -140,36 +140,6 @@ class RoundLoop:
             return missed <= self._roster.sites.keys()
         return self._roster.is_complete(self._expected, self._plan.federation.quorum)
 
-    def _describe_newcomers(self, deadline: float) -> None:
-        """Ask those who are new what they can contribute, and now and then those who have refused."""
-        if self._patience and time.monotonic() - self._asked_refused >= self._patience:
-            self._roster.ask_refused_again()
-            self._asked_refused = time.monotonic()
-        nodes = self._exchange.nodes()
-        self._live.look(nodes.values(), ())
-        new = [number for number in nodes if number not in self._roster.asked]
-        task = Task("describe", self._run, 0, "describe", 1, "", self._text, self._plan.digest)
-        for number, message in self._exchange.ask(dict.fromkeys(new, task), deadline, absence=0.0):
-            self._roster.asked.add(number)
-            self._take_description(nodes, number, message, task)
-        self._live.know(self._roster.names())
-
-    def _take_description(self, nodes: Mapping[int, Node], number: int, message: Message, task: Task) -> None:
-        site = nodes[number].name
-        taken = {name for name, other in self._roster.sites.items() if other in nodes and other != number}
-        try:
-            reply = reply_from_message(message)
-            site = site or reply.site
-            if reply.code is None and reply.site != site:
-                raise Rejected(Code.IDENTITY)
-            check_reply(reply, task, taken)
-        except (WireError, Rejected) as error:
-            self._roster.refuse(number, entry(site or f"node {number}", "refused", error.code))
-            return
-        description = reply.description or {}
-        line = entry(reply.site, "admitted", None, reply, description=description)
-        self._roster.admit(number, line, list(description.get("kinds", ())))
-
     def _run_round(self, item: Round) -> None:
         for attempt in range(1, self._plan.federation.repeats + 2):
             self._await_quorum(item)
@@ -189,7 +159,7 @@ class RoundLoop:
         self._roster.ask_refused_again()
         for _ in self._exchange.pauses(federation.join_deadline):
             self._end_where_asked()
-            self._describe_newcomers(min(federation.deadline, _DESCRIPTION))
+            self._newcomers.describe(min(federation.deadline, _DESCRIPTION))
             able = self._roster.able(item.stage.kind, self._exchange.nodes())
             if len(able) >= federation.quorum or not self._patience:
                 return
@@ -220,7 +190,8 @@ class RoundLoop:
         if self._plan.aggregation.secure is not None and not isinstance(item.stage, EvaluateStage):
             return self._secured(item, attempt, started, before, broadcast, cohort, protection)
         usual = usual_norm(self._store.records(), item.stage.name)
-        with gathering(self._plan.aggregation.rule, broadcast.state, self._store.folder, usual, protection) as gathered:
+        rule, hold = self._plan.aggregation.rule, federation.compares
+        with gathering(rule, broadcast.state, self._store.folder, usual, protection, hold=hold) as gathered:
             # The names and shapes of `whole` are those that hospitals start from.
             intake = Intake(self._plan, task, whole, gathered, usual, broadcast.bytes_sent)
             self._ask(cohort, broadcast, intake)
@@ -258,6 +229,7 @@ class RoundLoop:
         for node, message in asked:
             intake.take(names[node], message, self._roster.entries[names[node]])
         intake.note_silent(cohort)
+        intake.compare()
         self._broadcasts.held_by(name for name, line in intake.entries.items() if line["status"] == "admitted")
 
     def _finish(
@@ -280,6 +252,8 @@ class RoundLoop:
         if secure is not None:
             done |= {"loss": secure["loss"], "secure": secure}
         done["model"] = item.model_of
+        if late := joined(self._store.records(), self._roster.entries.values()):
+            done["joined"] = late
         if protection is not None:
             done["privacy"] = protection.told()
         if variates is not None:

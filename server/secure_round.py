@@ -13,7 +13,6 @@ the number of hospitals.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +27,10 @@ from cxrbase_model.secure.letters import (
     MASKED,
     SHARES,
     UNMASK,
-    Advert,
     LetterError,
     Opened,
     Roster,
     Survivors,
-    advert_from_bytes,
     consent_from_bytes,
     context_of,
     least,
@@ -48,36 +45,14 @@ from cxrbase_model.secure.letters import (
 from cxrbase_model.secure.ring import RingError, Vector, rings_of
 from cxrbase_model.state import State, size
 from server.admission import Rejected, check_reply
+from server.adverts import Adverts
 from server.broadcast import Broadcast
 from server.exchange import Exchange
-from server.intake import Intake
 from server.protection import Protection
 from server.records import Record
-from server.store import write_atomic
-from server.unmask import secrets_of, take_off
-
-NOTE = "secure.json"  # in the run directory: which survivors a round was unmasked for
+from server.unmask import remember, secrets_of, take_off, unmasked_for
 
 _DOUBT = "; the sum of the updates cannot be right: one hospital or more did not add what it should, and nobody can see which"
-
-
-class Adverts(Intake):
-    """The replies to the training task of one attempt: of each hospital its keys, in place of an update."""
-
-    def __init__(self, plan: Plan, broadcast: Broadcast) -> None:  # what folds updates is not needed
-        self.entries: dict[str, Record] = {}
-        self.roster: Roster = {}
-        self._plan, self._task, self._bytes_sent = plan, broadcast.asked, broadcast.bytes_sent
-
-    def _fold(self, name: str, reply: Reply, joined: Record) -> None:
-        try:
-            advert = advert_from_bytes(reply.update)
-        except LetterError:
-            raise Rejected(Code.MALFORMED) from None
-        taken = {key for other in self.roster.values() for key in _keys(other)}
-        if taken & _keys(advert) or len(_keys(advert)) != 2:
-            raise Rejected(Code.SECURE)
-        self.roster[name] = advert
 
 
 class SecureRound:
@@ -167,7 +142,7 @@ class SecureRound:
 
     def _unmask(self, total: Vector, roster: Roster, members: set[str], survivors: set[str], threshold: int) -> bool:
         """Take all masks off the sum in place; whether enough shares came for that. Asks for as long as a training may take."""
-        self._remember(survivors)
+        remember(self._folder, self._task.round, survivors)
         dropped, opened = members - survivors, dict[str, Opened]()
         letter = self._confirmed(roster, survivors, threshold)
         for name, answer in self._ask(UNMASK, dict.fromkeys(survivors, letter), threshold, keep=True):
@@ -256,20 +231,3 @@ class SecureRound:
 
     def _leave_out(self, name: str, status: str, code: Code) -> None:
         self.intake.entries[name] |= {"status": status, "code": code.value}
-
-    def _remember(self, survivors: set[str]) -> None:
-        note = {"round": self._task.round, "survivors": sorted(survivors)}
-        write_atomic(self._folder / NOTE, json.dumps(note).encode())
-
-
-def unmasked_for(folder: Path, number: int) -> frozenset[str] | None:
-    """The survivors that a round was unmasked for by an attempt that did not end in a commit, by the note in the run directory."""
-    try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return frozenset(note["survivors"]) if note["round"] == number else None
-
-
-def _keys(advert: Advert) -> set[bytes]:
-    return {advert.seal, advert.mask}

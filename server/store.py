@@ -7,7 +7,7 @@ privacy.jsonl                   one line a noised sum, written before it is made
 checkpoints/round-00007/        record.json; where the round trained, state.safetensors, and step.safetensors if the server's step or SCAFFOLD remembers
 stages/NAME.safetensors         the final weights of each finished stage
 spool/                          updates of the round in flight, where the rule needs all of them at once
-tensorboard/, report.json, report.html, export/, examples.npy (pictures of the report)
+tensorboard/, report.json, report.html, export/, examples.npz (pictures of the report)
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from cxrbase_model.codec import CodecError, parts, unpack
+from cxrbase_model.codec import CodecError, parts
 from cxrbase_model.files import sync_folder
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.settings import SettingsError, to_mapping
 from cxrbase_model.state import State
+from cxrbase_model.stored import load
 
 SCHEMA = 1
 _PACKAGES = ("torch", "timm", "flwr", "pydicom", "numpy", "cxrbase")
@@ -214,7 +215,7 @@ def _write_synced(path: Path, *data: bytes | memoryview) -> None:
 
 def _read_state(path: Path) -> State:
     try:
-        return unpack(path.read_bytes())
+        return load(path)
     except FileNotFoundError:
         raise StoreError(f"{path}: the weights are not there; was the run directory changed by hand?") from None
     except CodecError as error:

@@ -4,6 +4,7 @@ What it takes from Flower beyond its public names, and why:
 - `flwr.superlink.main.create_app` is wrapped, because the SuperLink serves its Control, Runtime and Fleet APIs at one port, the first
   two without any proof of who asks, and has no switch for it.
 - `uvicorn.config.create_ssl_context` is wrapped, so that a renewed certificate is taken without a restart.
+- `uvicorn.run` is wrapped, because it hangs up five seconds after it has written an answer, whether or not a slow line has taken it by then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from server.gate import Gate
 from server.home import Home
 
 _LOOK_EVERY = 2.0  # seconds between looks at the certificate's file
+_TO_TAKE = 60  # seconds that a hospital has to take a piece of a message
 
 
 def main() -> None:
@@ -41,6 +44,7 @@ def main() -> None:
     server = importlib.import_module("uvicorn.config")
     _wrap(flower, "create_app", lambda made: _gated(made, lambda: _now(file, consortium)))
     _wrap(server, "create_ssl_context", lambda made: _renewing(made, Authority(consortium.home)))
+    _wrap(importlib.import_module("uvicorn"), "run", lambda made: partial(made, timeout_keep_alive=_TO_TAKE))
     program = importlib.import_module("flwr.superlink.cli.flower_superlink")
     sys.argv = ["flower-superlink", *arguments(consortium)]
     program.flower_superlink()

@@ -1,15 +1,20 @@
-"""Taking the masks off a sum with the shares that survivors have opened."""
+"""Taking the masks off a sum with the shares that survivors have opened, and the note of whom they are."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cxrbase_model.secure.keys import KeyProblem, add_mask, own_mask, pair_mask, public_of
 from cxrbase_model.secure.letters import Advert, Opened, Roster
 from cxrbase_model.secure.ring import Vector
 from cxrbase_model.secure.shares import recover
+from server.store import write_atomic
+
+NOTE = "secure.json"  # in the run directory: which survivors a round was unmasked for
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,18 @@ def _is_seed(advert: Advert, secret: bytes) -> bool:
 
 def _is_key(advert: Advert, secret: bytes) -> bool:
     return public_of(secret) == advert.mask
+
+
+def remember(folder: Path, number: int, survivors: set[str]) -> None:
+    """Note in the run directory whom a round is unmasked for, before it is: another attempt at it may not be for fewer."""
+    note = {"round": number, "survivors": sorted(survivors)}
+    write_atomic(folder / NOTE, json.dumps(note).encode())
+
+
+def unmasked_for(folder: Path, number: int) -> frozenset[str] | None:
+    """The survivors that a round was unmasked for by an attempt that did not end in a commit, by the note in the run directory."""
+    try:
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return frozenset(note["survivors"]) if note["round"] == number else None

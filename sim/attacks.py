@@ -52,6 +52,24 @@ def scaled(factor: float) -> Attack:
     return lambda task, update: {name: tensor * factor for name, tensor in update.items()}
 
 
+def head_flip(factor: float = 2.5) -> Attack:
+    """The encoder's honest update, and the classifier's head turned round, so long that the whole is `factor` times the honest length.
+
+    It is meant to pass checks of norms and directions: most tensors point where all others do. An update without a head stays honest.
+    """
+
+    def attack(task: Task, update: State) -> State:
+        head = {name: tensor for name, tensor in update.items() if name.startswith("head")}
+        rest = norm({name: tensor for name, tensor in update.items() if name not in head})
+        room = (factor * norm(update)) ** 2 - rest**2
+        if not head or norm(head) == 0.0 or room <= 0.0:
+            return update
+        scale = -(room**0.5) / norm(head)
+        return update | {name: tensor * scale for name, tensor in head.items()}
+
+    return attack
+
+
 def gaussian(seed: int, factor: float = 1.0) -> Attack:
     """Noise instead of an update, `factor` times its length."""
 

@@ -16,13 +16,15 @@ from client.site import read_site
 from cxrbase_model.plan import Plan, timeline
 from cxrbase_model.settings import SettingsError
 from server.app import RunSettings
+from server.examples import Examples
 from server.finish import finish
 from server.report import summary_text
 from server.rounds import RunFailed
 from server.store import StoreError
-from sim import audit_commands, compare_commands, network_commands, packing, study_commands
+from sim import arrays, audit_commands, compare_commands, network_commands, packing, study_commands
 from sim.config import SimConfig, read_config
 from sim.hospitals import write_hospitals
+from sim.phantom_patient import FINDINGS
 from sim.phantom_sheet import contact_sheet, example_pictures
 from sim.prepare import fix_secret, prepare
 from sim.progress import RoundProgress, StepProgress
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, metavar="N", help="seed of the run, instead of the plan's")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     run.set_defaults(run=_run)
+    arrays.add(commands)
     network_commands.add(commands)
     study_commands.add(commands)
     packing.add(commands)
@@ -120,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with StepProgress(console) as steps:
         sites = prepare(config, plan, data, arguments.out, steps.update)
     _train(sites, config, plan, arguments.out, resume=resume)
-    report = finish(arguments.out, example_pictures(plan.data.image_size))
+    report = finish(arguments.out, Examples(example_pictures(plan.data.image_size), FINDINGS))
     console.print()
     console.print(summary_text(report))
     _next_steps(arguments.out, sites[0], time.monotonic() - started)

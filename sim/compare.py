@@ -23,7 +23,7 @@ from sim.partition import Even, Partition
 LABEL_FLIP, INVERTED = "label-flip", "inverted"  # attacks on a hospital's data; the others change its update
 JUDGED = ("test", "validation")
 Setting = bool | int | float | str
-ATTACKS = ("sign-flip", "scaled", "noise", LABEL_FLIP, "free-rider", "colluding", "nan", INVERTED)
+ATTACKS = ("sign-flip", "scaled", "head-flip", "noise", LABEL_FLIP, "free-rider", "colluding", "nan", INVERTED)
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Rule:
     name: str = knob(why="names the rule in tables and files")
     aggregation: Aggregation = knob(factory=Aggregation, why="as in a plan")
     outlier: float | None = knob(None, low=1.0, why="as federation.outlier in a plan")
+    longest: float | None = knob(None, low=1.0, why="as federation.longest in a plan")
+    shortest: float | None = knob(None, low=1e-6, high=1.0, why="as federation.shortest in a plan")
+    cosine: float | None = knob(None, low=-1.0, high=1.0, why="as federation.cosine in a plan")
     privacy: Privacy | None = knob(None, why="as in a plan: differential privacy of patients or pictures")
     stage: dict[str, Setting | dict[str, Setting]] = knob(
         factory=dict, why="what it changes of the plan's last stage, key by key"
@@ -175,7 +178,9 @@ def _jobs(part: Part, seed: int) -> Iterator[Job]:
 def plan_of(plan: Plan, job: Job) -> Plan:
     """The plan of one federation; SettingsError where its quorum is too small for the rule."""
     assert isinstance(plan.stages[-1], FinetuneStage)  # read_compare has seen to it
-    federation = dataclasses.replace(plan.federation, outlier=job.rule.outlier or plan.federation.outlier, repeats=0)
+    limits = {key: getattr(job.rule, key) for key in ("outlier", "longest", "shortest", "cosine")}
+    limits = {key: limit for key, limit in limits.items() if limit is not None}
+    federation = dataclasses.replace(plan.federation, **limits, repeats=0)
     if job.rule.pooled:
         federation = dataclasses.replace(federation, quorum=1)
     rounds = {"rounds": job.part.rounds} if job.part.rounds else {}

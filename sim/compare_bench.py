@@ -31,10 +31,10 @@ from sim import attacks
 from sim.compare import INVERTED, LABEL_FLIP, CompareConfig, Job, mark, plan_of
 from sim.federation import own_tensors, run_federation, write_hospital
 from sim.partition import Even, assign, grey_values
-from sim.study import Pool
+from sim.pool import Pool
 
 _BATCH = 64
-_FACTORS = {"sign-flip": attacks.sign_flip, "scaled": attacks.scaled}
+_FACTORS = {"sign-flip": attacks.sign_flip, "scaled": attacks.scaled, "head-flip": attacks.head_flip}
 _SEEDED = {"noise": attacks.gaussian, "free-rider": attacks.free_rider, "colluding": attacks.colluding}
 
 

@@ -18,7 +18,7 @@ from cxrbase_model.metrics import auroc, patient_weights, resampled_auroc
 from sim.compare import Job, Part
 from sim.compare_findings import RESAMPLES, Findings, Floats, Value, cell, paired
 from sim.compare_table import interval, seeds_of
-from sim.study import Pool
+from sim.pool import Pool
 
 LEAST = 10  # patients of each class that a group has to have
 _DEALS = 100  # of patients to groups by chance

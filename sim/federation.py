@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from client.app import answer
 from client.archive.cache import Shard, append_pictures, checksum, shard_name, write_cache
+from client.archive.settings import FolderArchive
 from client.own import Own
-from client.site import Compute, FolderArchive, Policy, Site
+from client.site import Compute, Policy, Site
 from cxrbase_model.files import private_folder
 from cxrbase_model.messages import Task, reply_to_message, task_from_message, task_to_message
 from cxrbase_model.plan import DataSpec, Plan

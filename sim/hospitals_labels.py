@@ -61,7 +61,7 @@ def site_yaml(style: Style, labels: dict[str, Any]) -> str:
         "labels": labels,
         "private": "private",
         "minimum_cell": 5,
-        "compute": {"device": "auto", "threads": 1, "workers": 2},
+        "compute": {"device": "auto", "devices": 1, "threads": 1, "workers": 2},  # hospitals share the machine
         "policy": {"plans": "any", "patients": 1},  # made up; studies use very few labels
     }
     return yaml.safe_dump(site, sort_keys=False, allow_unicode=True, width=120)

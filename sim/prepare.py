@@ -67,6 +67,7 @@ def _folder_site(hospitals: FolderHospitals, plan: Plan, folder: Path, home: Pat
         "site": folder.name,
         "archive": {"kind": "folder", "path": str(folder)},
         "labels": {"names": names, "ignore": list(hospitals.ignore)},
+        "compute": {"devices": 1},  # hospitals share the machine
         "policy": {"plans": "any", "patients": 1},  # made up or public; studies use very few labels
     }
     file = home / "SITE.yaml"

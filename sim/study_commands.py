@@ -21,7 +21,8 @@ from cxrbase_model.settings import SettingsError
 from sim.config import SimConfig
 from sim.prepare import prepare
 from sim.progress import StepProgress
-from sim.study import Bench, Job, Pictures, StudyConfig, fingerprint, jobs, pretraining_name, read_study
+from sim.study import Job, Pictures, StudyConfig, fingerprint, jobs, pretraining_name, read_study
+from sim.study_bench import Bench
 from sim.study_page import page
 from sim.study_table import tables
 
@@ -92,7 +93,7 @@ def _work(bench: Bench, todo: list[Job], workers: int) -> None:
         for job in todo:
             bench.do(job)
         return
-    keys = _keys(todo)
+    keys = _keys(bench.config, todo)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(bench,)) as pool:
         for number, each in enumerate(as_completed([pool.submit(_pretrain, key) for key in keys]), start=1):
@@ -107,13 +108,19 @@ def _work(bench: Bench, todo: list[Job], workers: int) -> None:
 Key = tuple[int, Pictures, str]  # seed, form of the pictures, hospital that is left out
 
 
-def _keys(todo: Iterable[Job]) -> list[Key]:
+def _keys(config: StudyConfig, todo: Iterable[Job]) -> list[Key]:
     """The pretrainings that jobs start from, each once."""
-    return sorted({(job.seed, job.recipe.pictures, job.without) for job in todo if job.recipe.init == "mae"})
+    return sorted(
+        {
+            (config.pretraining_seed(job.seed), job.recipe.pictures, job.without)
+            for job in todo
+            if job.recipe.init == "mae"
+        }
+    )
 
 
 def _key(config: StudyConfig, plan: Plan, name: str) -> Key:
-    known = {pretraining_name(key[1], key[2], key[0]): key for key in _keys(jobs(config, plan))}
+    known = {pretraining_name(key[1], key[2], key[0]): key for key in _keys(config, jobs(config, plan))}
     if name not in known:
         raise SettingsError(f"--pretraining: expected one of {', '.join(known)}; found {name}")
     return known[name]

@@ -22,10 +22,11 @@ from cxrbase_model.predict import attention_maps, predict, reconstruct
 from cxrbase_model.state import load_state
 from server.charts import Interval, forest
 from server.page import environment
-from sim.study import Bench, Job, Pool
+from sim.pool import TEST, Pool
+from sim.study import Job
+from sim.study_bench import Bench
 from sim.study_table import Line, shares, unseen
 
-_TEST = 2
 _UNSEEN = (
     "Hospitals that took part in nothing",
     "Each hospital was left out of everything, of pretraining too, and all of it was tested. Below 0.5, what tells the known hospitals "
@@ -33,7 +34,8 @@ _UNSEEN = (
 )
 _SHARES = (
     "Few labels",
-    "Held-out patients of hospitals that took part, by the share of the labelled patients that was learned from.",
+    "Held-out patients of hospitals that took part, by the share of the labelled patients that was learned from. The difference is to full "
+    "training from random weights on the same patients, draw by draw.",
 )
 
 
@@ -44,7 +46,6 @@ def page(bench: Bench) -> str:
     return environment("sim").get_template("study.html").render(
         name=bench.plan.name,
         hospitals=pool.names,
-        seeds=bench.config.seeds,
         parts=[
             (heading, text, _chart(lines), head, [line.cells for line in lines])
             for heading, text, (head, lines) in parts
@@ -65,17 +66,20 @@ def _pictures(bench: Bench) -> Iterator[tuple[str, list[str]]]:
     heads = [each for each in bench.plan.stages if isinstance(each, FinetuneStage) and each.pooling == "attentive"]
     recipe = replace(next(each for each in bench.config.recipes if each.name == bench.config.recipe), init="mae")
     stage = bench.plan.stages[0]
-    if not heads or not isinstance(stage, PretrainStage):
+    if not heads or not bench.config.labels or not isinstance(stage, PretrainStage):
         return
-    pool, seed = bench.pools[recipe.pictures], bench.config.seeds[0]
+    pool, seed, most = bench.pools[recipe.pictures], 1, bench.config.labels[-1]
     rows = _chosen(pool)
     images = torch.from_numpy(pool.pictures[rows])
     autoencoder = build_model(bench.plan, stage)
     if not isinstance(autoencoder, MaskedAutoencoder):
         return
-    load_state(autoencoder, unpack(bench.pretrained(recipe.pictures, "", seed).read_bytes()))
+    job = Job(heads[0].name, recipe, most.labels, most.steps, most.looks, "", seed)
+    load_state(
+        autoencoder, unpack(bench.pretrained(recipe.pictures, "", bench.config.pretraining_seed(job.seed)).read_bytes())
+    )
     masked, complete = reconstruct(autoencoder, images, stage, seed)
-    probe = bench.trained(Job(heads[0].name, recipe, 1.0, "", seed))
+    probe = bench.trained(job)
     maps, scores = attention_maps(probe, images)[:, 0], predict(probe, [images], bench.runtime)[:, 0]
     for index, row in enumerate(rows):
         finding = _finding(pool, int(row), bench.plan.data.findings[0])
@@ -88,7 +92,7 @@ def _chosen(pool: Pool) -> NDArray[np.int64]:
     """The first test picture of each label of each hospital."""
     found = []
     for hospital in range(len(pool.names)):
-        rows = pool.rows(_TEST)
+        rows = pool.rows(TEST)
         rows = rows[pool.hospitals[rows] == hospital]
         labels = pool.labels[rows, 0]
         for mask in (labels >= 0.5, labels < 0.5, np.isnan(labels)):

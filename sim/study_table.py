@@ -1,20 +1,23 @@
-"""The tables of a study: AUROC per hospital, the mean over seeds, with intervals from a bootstrap over patients and seeds.
+"""The tables of a study: AUROC per hospital, the mean over draws, with intervals from a bootstrap over patients and draws.
 
-Shapes: K seeds, R resamples.
+Shapes: K draws (of patients to learn from, and of all else that is random in a training), N tested pictures, R resamples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxrbase_model.metrics import auroc, average_precision, calibration_error, patient_weights, resampled_auroc
-from sim.study import Bench, Job, jobs
+from sim.pool import Pool
+from sim.study import Job, jobs
+from sim.study_bench import Bench
 
 _RESAMPLES = 1000
-_TEST = 2
+_FEWEST = 5  # pictures of each class
 
 
 @dataclass(frozen=True)
@@ -60,67 +63,97 @@ def unseen(bench: Bench) -> Table:
     lines = []
     for group in _groups(bench):
         job = group[0]
-        found = _measures(bench, group, job.without, None) if job.without else None
+        found = _tested(bench, group, job.without) if job.without else None
         if found is not None:
-            auc, cells = found
             told = np.mean([float(np.load(bench.do(each))["hospital"]) for each in group])
-            lines.append(
-                Line(f"{job.without}: {job.recipe.name}", (job.without, job.recipe.name, *cells, f"{told:.2f}"), auc)
-            )
+            cells = (job.without, job.recipe.name, *_measures(found), f"{told:.2f}")
+            lines.append(Line(f"{job.without}: {job.recipe.name}", cells, _auroc(found)))
     return head, lines
 
 
 def shares(bench: Bench) -> Table:
     """Few labels, by start and way of training, hospital by hospital."""
-    head = ("labels", "training", "start", "hospital", "AUROC on test patients", "AUPRC", "calibration error")
+    head = (
+        "labels", "patients", "training", "start", "hospital", "AUROC on test patients", "ahead of scratch", "AUPRC",
+        "calibration error",
+    )  # fmt: skip
     lines = []
-    for group in _groups(bench):
+    groups = [group for group in _groups(bench) if not group[0].without]
+    scratch = {group[0].labels: group for group in groups if group[0].recipe.init == "random"}
+    for group in groups:
         job = group[0]
+        patients = np.mean([int(np.load(bench.do(each))["patients"]) for each in group])
         for hospital in bench.pools[job.recipe.pictures].names:
-            found = None if job.without else _measures(bench, group, hospital, _TEST)
+            found = _tested(bench, group, hospital)
             if found is not None:
-                auc, cells = found
+                other = _tested(bench, scratch[job.labels], hospital) if job.recipe.init == "mae" else None
                 start = "pretrained" if job.recipe.init == "mae" else "scratch"
-                first = (f"{job.labels:.0%}", job.stage, start, hospital)
-                lines.append(Line(f"{hospital}: {job.labels:.0%}, {job.stage}, {start}", (*first, *cells), auc))
+                auc, *others = _measures(found)
+                cells = (f"{job.labels:.0%}", f"{patients:.0f}", job.stage, start, hospital, auc, _ahead(found, other))
+                name = f"{hospital}: {job.labels:.0%}, {job.stage}, {start}"
+                lines.append(Line(name, (*cells, *others), _auroc(found)))
     return head, lines
 
 
-def _measures(
-    bench: Bench, group: list[Job], hospital: str, split: int | None
-) -> tuple[dict[str, float], tuple[str, ...]] | None:
-    """AUROC with its interval, and the cells of it, AUPRC and calibration error; None where the hospital has not both classes."""
-    pool = bench.pools[group[0].recipe.pictures]
-    scores_KN, rows = _scores(bench, group)
+@dataclass(frozen=True)
+class Outcome:
+    """What the models of a group say of one hospital's tested pictures: scores [K, N], targets [N], patients [N]."""
+
+    scores: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    patients: NDArray[np.int64]
+
+    def curves(self) -> NDArray[np.float64]:
+        """The AUROC of each draw in each resample of the patients, [K, R]; the resamples of the same patients are the same."""
+        weights_RN = patient_weights(self.patients, _RESAMPLES, 0)
+        return np.array([resampled_auroc(scores, self.targets, weights_RN) for scores in self.scores])
+
+
+def _tested(bench: Bench, group: list[Job], hospital: str) -> Outcome | None:
+    """None where the hospital has not both classes."""
+    pool: Pool = bench.pools[group[0].recipe.pictures]
+    found = [np.load(bench.do(job)) for job in group]
+    rows = found[0]["rows"]  # the draws share them
     chosen = pool.hospitals[rows] == pool.names.index(hospital)
-    if split is not None:
-        chosen &= pool.splits[rows] == split
-    scores_KN, rows = scores_KN[:, chosen], rows[chosen]
-    targets = (pool.labels[rows, 0] >= 0.5).astype(float)
-    if min(targets.sum(), (1 - targets).sum()) < 5:
+    targets = (pool.labels[rows[chosen], 0] >= 0.5).astype(float)
+    if min(targets.sum(), (1 - targets).sum()) < _FEWEST:
         return None
-    low, high = interval(scores_KN, targets, pool.patients[rows])
-    mean, precision, error = (
-        float(np.mean([measure(scores, targets) for scores in scores_KN]))
-        for measure in (auroc, average_precision, calibration_error)
-    )
-    cells = (f"{mean:.3f} ({low:.3f} to {high:.3f})", f"{precision:.3f}", f"{error:.3f}")
-    return {"value": mean, "low": low, "high": high}, cells
+    scores_KN = np.array([each["scores"][chosen] for each in found], float)
+    return Outcome(scores_KN, targets, pool.patients[rows[chosen]])
 
 
-def interval(
-    scores_KN: NDArray[np.float64], targets_N: NDArray[np.float64], patients_N: NDArray[np.int64]
-) -> tuple[float, float]:
-    """The 95 % interval of the mean AUROC over seeds: patients and seeds are both drawn with repeats."""
-    weights_RN = patient_weights(patients_N, _RESAMPLES, 0)
-    curves_KR = np.array([resampled_auroc(scores, targets_N, weights_RN) for scores in scores_KN])
-    seeds_RK = np.random.default_rng(0).integers(len(curves_KR), size=(_RESAMPLES, len(curves_KR)))
-    means_R = np.take_along_axis(curves_KR.T, seeds_RK, axis=1).mean(axis=1)
+def _auroc(found: Outcome) -> dict[str, float]:
+    low, high = interval(found.curves())
+    return {"value": _mean(found, auroc), "low": low, "high": high}
+
+
+def _mean(found: Outcome, measure: Callable[[NDArray[np.float64], NDArray[np.float64]], float]) -> float:
+    return float(np.mean([measure(scores, found.targets) for scores in found.scores]))
+
+
+def _measures(found: Outcome) -> tuple[str, str, str]:
+    """The cells of AUROC with its interval, AUPRC and calibration error."""
+    auc = _auroc(found)
+    precision, error = _mean(found, average_precision), _mean(found, calibration_error)
+    return f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})", f"{precision:.3f}", f"{error:.3f}"
+
+
+def _ahead(found: Outcome, other: Outcome | None) -> str:
+    """By how much AUROC is above that of the other start, draw by draw on the same patients, and in how many draws."""
+    if other is None:
+        return ""
+    low, high = interval(found.curves() - other.curves())
+    gains = [
+        auroc(mine, found.targets) - auroc(its, found.targets)
+        for mine, its in zip(found.scores, other.scores, strict=True)
+    ]
+    won = sum(gain > 0 for gain in gains)
+    return f"{np.mean(gains):+.3f} ({low:+.3f} to {high:+.3f}), {won} of {len(gains)}"
+
+
+def interval(curves_KR: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of the mean over draws, given each draw in each resample of the patients: draws, too, are drawn with repeats."""
+    draws_RK = np.random.default_rng(0).integers(len(curves_KR), size=curves_KR.T.shape)
+    means_R = np.take_along_axis(curves_KR.T, draws_RK, axis=1).mean(axis=1)
     low, high = np.nanquantile(means_R, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _scores(bench: Bench, group: list[Job]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The probabilities of each seed, [K, N], and the rows they are of, which the seeds share."""
-    found = [np.load(bench.do(job)) for job in group]
-    return np.array([each["scores"][:, 0] for each in found], float), found[0]["rows"]

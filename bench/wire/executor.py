@@ -21,7 +21,7 @@ def main() -> None:
     """Work until the process is ended."""
     address, secret = sys.argv[1], Path(sys.argv[2]).read_bytes()
     loaded = multiprocessing.get_context("forkserver")
-    loaded.set_forkserver_preload(["bench.wire.ours"])
+    loaded.set_forkserver_preload(["bench.wire.ours", "client.node.flower"])
     tasks = Tasks(address, secret)
     while True:
         try:

@@ -20,20 +20,20 @@ from typing import Any
 
 import yaml
 
+from bench.wire.watcher import Watcher
 from cxrbase_model.transport import CHUNK_BYTES
 
 _ROOT = Path(__file__).parents[2]
 _PYTHON = Path(sys.executable).name
-_LOOK = 0.05  # seconds between looks at the peaks of the apps' processes
 _MOST_SECONDS = 1200.0
 _MOST_SECONDS_TO_START = 120.0
 _SWITCHES = {
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
 }  # as deployments of ours have it
+_SERVER = {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # and the server's besides
 
-OURS = {"broadcast": "bf16", "update": "int8", "compress": "zstd", "compress_update": "none"}
+OURS: Mapping[str, Any] = {}  # the plan's default
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,17 @@ def measure(setting: Setting) -> dict[str, float]:
     bytes of the arrays, for each hospital, in the last round and in the first; peaks of processes above what they held when their app was
     loaded. Bytes and peaks are in float32 models.
     """
-    with tempfile.TemporaryDirectory() as folder, _network(Path(folder), setting) as network:
-        return _measure(network, setting)
+    sessions: dict[int, str] = {}
+    with tempfile.TemporaryDirectory() as folder, _network(Path(folder), setting, sessions) as network:
+        return _measure(network, setting, sessions)
 
 
-def _measure(network: Path, setting: Setting) -> dict[str, float]:
+def _measure(network: Path, setting: Setting, sessions: Mapping[int, str]) -> dict[str, float]:
     notes, model = network / setting.kind, 4.0 * setting.parameters
     notes.mkdir()
     (notes / "plan.yaml").write_text(yaml.safe_dump(setting.plan), encoding="utf-8")
-    done, peaks = threading.Event(), dict[Path, int]()
-    watch = threading.Thread(target=_watch, args=(notes, done, peaks))
+    done, watcher = threading.Event(), Watcher(notes, sessions)
+    watch = threading.Thread(target=watcher.watch, args=(done,))
     watch.start()
     try:
         _flower("flwr", ["run", str(_app(network, notes, setting)), "bench", "--stream"], network, _MOST_SECONDS)
@@ -86,13 +87,16 @@ def _measure(network: Path, setting: Setting) -> dict[str, float]:
         watch.join()
     rounds = [json.loads(line) for line in (notes / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     times = [line["time"] for line in rounds if line["round"] > 0]
+    if len(times) < setting.rounds:
+        raise RuntimeError(f"{setting.kind}: {len(times)} of {setting.rounds} rounds; {_told(network)}")
     return {
         "seconds": statistics.median(after - before for before, after in itertools.pairwise(times)),
         "bytes_down": rounds[-1]["down"] / model,
         "bytes_down_first": next(line["down"] for line in rounds if line["round"] > 0) / model,
         "bytes_up": rounds[-1]["up"] / model,
-        "models_server": _most(peaks, "server") / model,
-        "models_client": _most(peaks, "client") / model,
+        "models_server": watcher.peak("server") / model,
+        "models_client": watcher.peak("client") / model,
+        **{f"processor_{name}": seconds for name, seconds in watcher.processor_seconds().items()},
     }
 
 
@@ -113,8 +117,11 @@ def _app(network: Path, notes: Path, setting: Setting) -> Path:
 
 
 @contextlib.contextmanager
-def _network(folder: Path, setting: Setting) -> Iterator[Path]:
-    """A SuperLink and its SuperNodes as processes that end with the block; gives their folder."""
+def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterator[Path]:
+    """A SuperLink and its SuperNodes as processes that end with the block; gives their folder.
+
+    sessions: is told what the processes of each session, of the system's, belong to.
+    """
     from sim.deployment import free_port  # Flower's processes need not load it
     from sim.proxy import Line
 
@@ -128,11 +135,13 @@ def _network(folder: Path, setting: Setting) -> Iterator[Path]:
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     link += ["--database", str(folder / "state.db"), "--health-server-address", f"127.0.0.1:{free_port()}"]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_daemon("flower-superlink", link, folder, switches))
+        sessions[stack.enter_context(_daemon("flower-superlink", link, folder, switches | _SERVER if ours else {}))] = (
+            "superlink"
+        )
         _await_lines(folder / "flower-superlink.log", "Uvicorn running on", 1)
         if setting.light:
             nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals), str(folder / setting.kind)]
-            stack.enter_context(_daemon(_PYTHON, nodes, folder, switches))
+            sessions[stack.enter_context(_daemon(_PYTHON, nodes, folder, switches))] = "supernodes"
         for index in range(0 if setting.light else setting.hospitals):
             own = free_port()
             reached = port if setting.rate is None else stack.enter_context(Line(port, setting.rate)).port
@@ -143,9 +152,10 @@ def _network(folder: Path, setting: Setting) -> Iterator[Path]:
                 secret.write_bytes(b"0" * 32)
                 node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
                 executor = ["-m", "bench.wire.executor", f"127.0.0.1:{own}", str(secret)]
-                stack.enter_context(_daemon(_PYTHON, executor, folder, switches))
+                sessions[stack.enter_context(_daemon(_PYTHON, executor, folder, switches))] = "supernodes"
                 node = ["-m", "client.node.supernode", str(os.getpid()), "0", *node]
-            stack.enter_context(_daemon(_PYTHON if ours else "flower-supernode", node, folder, switches))
+            program = _PYTHON if ours else "flower-supernode"
+            sessions[stack.enter_context(_daemon(program, node, folder, switches))] = "supernodes"
         _await_lines(folder / "flower-superlink.log", "[Fleet.ActivateNode] Activated", setting.hospitals)
         time.sleep(2)  # until a SuperNode's first question has been answered
         yield folder
@@ -163,14 +173,15 @@ def _await_lines(log: Path, phrase: str, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _daemon(program: str, arguments: Sequence[str], folder: Path, switches: Mapping[str, str]) -> Iterator[None]:
+def _daemon(program: str, arguments: Sequence[str], folder: Path, switches: Mapping[str, str]) -> Iterator[int]:
+    """A process that ends with the block, and all of its session with it; gives its number, which is the session's."""
     with (folder / f"{program}.log").open("ab") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).parent / program), *arguments], env=_environment(folder) | dict(switches), cwd=folder,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        yield
+        yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)
@@ -187,26 +198,17 @@ def _flower(program: str, arguments: Sequence[str], folder: Path, timeout: float
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     if done.returncode or "rounds.jsonl" not in " ".join(path.name for path in folder.glob("*/*")):
-        told = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
         raise RuntimeError(
-            f"{program} {arguments[0]} has failed: {done.stdout[-3000:]}{done.stderr[-3000:]}{told[-3000:]}"
+            f"{program} {arguments[0]} has failed: {done.stdout[-3000:]}{done.stderr[-3000:]}{_told(folder)}"
         )
+
+
+def _told(folder: Path) -> str:
+    """The last that the programs have said."""
+    return "".join(path.read_text(errors="replace")[-3000:] for path in sorted(folder.glob("*.log")))
 
 
 def _environment(folder: Path) -> dict[str, str]:
     programs = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
     switches = {"FLWR_HOME": str(folder / "flower"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     return dict(os.environ) | programs | switches | {"PYTHONPATH": str(_ROOT), "MALLOC_ARENA_MAX": "2"}
-
-
-def _watch(notes: Path, done: threading.Event, peaks: dict[Path, int]) -> None:
-    """Keep the highest peak of each process that has noted itself."""
-    while not done.wait(_LOOK):
-        for path in [*notes.glob("*.server"), *notes.glob("*.client")]:
-            with contextlib.suppress(OSError, StopIteration):
-                lines = Path(f"/proc/{path.stem}/status").read_text(encoding="utf-8").splitlines()
-                peaks[path] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-
-
-def _most(peaks: dict[Path, Any], kind: str) -> float:
-    return float(max(peak - int(path.read_text() or 0) for path, peak in peaks.items() if path.suffix == f".{kind}"))

@@ -8,80 +8,16 @@ from __future__ import annotations
 
 import ast
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from client.archive.labels import LabelRow, Marks, column_marks, listed_marks, read_rows
-from client.archive.sources import DicomTree, Facts, Item, LocalSource, SourceLost
-from client.site import LabelSettings
+from client.archive.labels import Marks, column_marks, listed_marks, read_rows
+from client.archive.layout import Layout, Named, need
+from client.archive.settings import LabelSettings
+from client.archive.sources import Facts, Item
 from cxrbase_model.labels import CHEXPERT_14, NIH_14, NO_FINDING, VINDR_28, Mark, fold
-from cxrbase_model.settings import SettingsError
-
-PICTURES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-
-
-@dataclass(frozen=True)
-class Named:
-    """One CSV row: how it names its picture, and what it says."""
-
-    name: str
-    facts: Facts
-    marks: Marks
-
-
-class Layout(LocalSource, ABC):
-    """A `Source` whose CSV files say whose each picture is and what is marked in it."""
-
-    strict: ClassVar[bool] = True  # whether a name of no known vocabulary is an error
-
-    def __init__(self, top: Path, labels: LabelSettings) -> None:
-        self.top, self.settings = top, labels
-        self._tree = DicomTree(top)
-        self._marks: dict[str, Marks] = {}
-
-    @abstractmethod
-    def rows(self) -> Iterator[Named]:
-        """Every CSV row; SettingsError where a file or column is missing."""
-
-    def name_of(self, key: str) -> str:
-        """By which of its parts a picture's key is found among the rows: here the file's name."""
-        return PurePosixPath(key.split("!")[-1]).name
-
-    def items(self) -> Iterator[Item]:
-        """Every picture file with what the rows say of it; SourceLost where the folder is not there."""
-        if not self.present():
-            raise SourceLost(
-                f"archive.path: {self.top} is not there or cannot be listed; is it plugged in and mounted?"
-            )
-        rows = {row.name: row for row in self.rows()}
-        self._marks.clear()
-        for item in self._tree.items():
-            if not item.key.lower().endswith(PICTURES):
-                continue
-            row = rows.get(self.name_of(item.key))
-            if row and row.marks:
-                self._marks[item.key] = row.marks
-            yield replace(item, facts=row.facts if row else Facts(patient=""))
-
-    def present(self) -> bool:
-        """Whether the folder can still be listed."""
-        return self._tree.present()
-
-    def labels(self) -> Iterator[LabelRow]:
-        """The marks of the pictures that `items` listed."""
-        return (LabelRow("file", key, marks) for key, marks in self._marks.items())
-
-    def tables(self, *patterns: str) -> list[Path]:
-        """The CSV files that match, plain or gzip; SettingsError where none does."""
-        found = sorted(path for pattern in patterns for end in ("", ".gz") for path in self.top.glob(pattern + end))
-        if not found:
-            raise SettingsError(
-                f"archive.path: {self.top} holds no {' or '.join(patterns)}; is it the data set's top folder?"
-            )
-        return found
 
 
 class PlainFolder(Layout):
@@ -101,7 +37,7 @@ class PlainFolder(Layout):
         """The rows of the one table."""
         for path in self.tables(self._table):
             for row in read_rows(path):
-                _need(path, row, "image", "patient_id")
+                need(path, row, "image", "patient_id")
                 facts = Facts(
                     row["patient_id"].strip(), *(row.get(name, "").strip() for name in ("view", "sex", "age"))
                 )
@@ -123,7 +59,7 @@ class NihChestXray14(Layout):
         """Data_Entry_2017.csv, in which the age was 058Y, or Data_Entry_2017_v2020.csv, in which it is 58."""
         for path in self.tables("Data_Entry_2017*.csv"):
             for row in read_rows(path):
-                _need(path, row, "Image Index", "Finding Labels", "Patient ID")
+                need(path, row, "Image Index", "Finding Labels", "Patient ID")
                 facts = Facts(
                     row["Patient ID"].strip(),
                     view=row.get("View Position", ""),
@@ -148,7 +84,7 @@ class Chexpert(Layout):
         """train.csv and valid.csv."""
         for path in self.tables("train.csv", "valid.csv"):
             for row in read_rows(path):
-                _need(path, row, "Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
+                need(path, row, "Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
                 name = row["Path"].strip().split("/", 1)[-1]
                 patient = re.search(r"patient\d+", name)
                 view = row["AP/PA"] if row["Frontal/Lateral"] == "Frontal" else "LATERAL"
@@ -164,11 +100,11 @@ class MimicCxrJpg(Layout):
         studies = {}
         for path in self.tables("mimic-cxr-2.*-chexpert.csv"):
             for row in read_rows(path):
-                _need(path, row, "subject_id", "study_id")
+                need(path, row, "subject_id", "study_id")
                 studies[row["study_id"]] = _columns(row, CHEXPERT_14, self.settings)
         for path in self.tables("mimic-cxr-2.*-metadata.csv"):
             for row in read_rows(path):
-                _need(path, row, "dicom_id", "subject_id", "study_id", "ViewPosition")
+                need(path, row, "dicom_id", "subject_id", "study_id", "ViewPosition")
                 facts = Facts(row["subject_id"], view=row["ViewPosition"])
                 yield Named(f"{row['dicom_id']}.jpg", facts, studies.get(row["study_id"], {}))
 
@@ -188,7 +124,7 @@ class VindrCxr(Layout):
         for path in self.tables("annotations/image_labels_*.csv"):
             readers: dict[str, list[Marks]] = {}
             for row in read_rows(path):
-                _need(path, row, "image_id")
+                need(path, row, "image_id")
                 readers.setdefault(row["image_id"], []).append(_columns(row, VINDR_28, self.settings))
             for name, marks in readers.items():
                 yield Named(name, Facts(name), _majority(marks))
@@ -216,7 +152,7 @@ class PadChest(Layout):
         """The one table; ages out of the study's date and the year of birth."""
         for path in self.tables("PADCHEST_chest_x_ray_images_labels_*.csv", "*PADCHEST*labels*.csv")[:1]:
             for row in read_rows(path):
-                _need(path, row, "ImageID", "PatientID", "Labels")
+                need(path, row, "ImageID", "PatientID", "Labels")
                 projection = row.get("Projection", "")
                 facts = Facts(
                     row["PatientID"].strip(),
@@ -269,20 +205,14 @@ class RsnaPneumonia(Layout):
         classes = {}
         for path in self.top.glob("stage_2_detailed_class_info.csv"):
             for row in read_rows(path):
-                _need(path, row, "patientId", "class")
+                need(path, row, "patientId", "class")
                 classes[row["patientId"]] = row["class"]
         for path in self.tables("stage_2_train_labels.csv"):
             for row in read_rows(path):
-                _need(path, row, "patientId", "Target")
+                need(path, row, "patientId", "Target")
                 fallback = {"Pneumonia": Mark.POSITIVE if row["Target"] == "1" else Mark.NEGATIVE}
                 marks = self._CLASSES.get(classes.get(row["patientId"], ""), fallback)
                 yield Named(row["patientId"], Facts(row["patientId"]), marks)
-
-
-def _need(path: Path, row: dict[str, str], *columns: str) -> None:
-    for column in columns:
-        if column not in row:
-            raise SettingsError(f"{path}: has no column {column!r}; its columns: {', '.join(row)}")
 
 
 def _columns(row: dict[str, str], vocabulary: Iterable[str], settings: LabelSettings) -> Marks:

@@ -9,8 +9,8 @@ from pathlib import Path
 from client.archive.cache import CacheError
 from client.archive.finish import finish, recorded_spec
 from client.archive.identity import load_secret
-from client.archive.ingest import IngestStopped
 from client.archive.manifest import Manifest
+from client.archive.stopped import IngestStopped
 from client.feedback import forget_residuals
 from client.held import forget_held
 from client.mixing import forget_mixing

@@ -9,18 +9,13 @@ command goes on.
 
 from __future__ import annotations
 
-import errno
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from client.archive import finish
-from client.archive.cache import VIEWS, append_pictures, shard_name, shard_rows
+from client.archive.cache import VIEWS
 from client.archive.finish import Summary
 from client.archive.identity import age_code, load_secret, scanner_code, sex_code
 from client.archive.labelbook import load_labels
@@ -30,9 +25,12 @@ from client.archive.pacs.settings import PacsArchive
 from client.archive.prepare import About, Job, Prepared, Settings, Unread, prepare
 from client.archive.reasons import Reason
 from client.archive.select import Rules
+from client.archive.settings import DicomArchive
+from client.archive.shards import Pending, write_pictures
 from client.archive.sources import Item, Source, SourceLost
+from client.archive.stopped import IngestStopped, full_disk_is_told
 from client.archive.workers import Failed, Pool
-from client.site import DicomArchive, Site
+from client.site import Site
 from cxrbase_model.files import locked, private_folder
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError, digest, load_yaml, read
@@ -44,10 +42,6 @@ _RETRY = -1  # stands for the change of a file that could not be read, so that t
 _LOST_SHARE = 0.5
 
 Progress = Callable[[int, int], None]  # files done, files to do
-
-
-class IngestStopped(RuntimeError):
-    """The ingest cannot go on; the text says why and what to do. What was committed stays, and so does the last cache."""
 
 
 def ingest(
@@ -65,7 +59,7 @@ def ingest(
         if not free:
             raise IngestStopped("another ingest of this site is running; wait for it or stop it")
         with (
-            _full_disk_is_told(),
+            full_disk_is_told(),
             closing(Manifest(site.private / "manifest.sqlite")) as manifest,
             closing(open_source(site)) as source,
         ):
@@ -108,7 +102,7 @@ class _Ingest:
         self.secret = load_secret(site.private)
         self.settings = prepare_settings(site, spec)
         self.forgotten = manifest.forgotten()
-        self.pending: list[tuple[Entry, NDArray[np.uint8] | None]] = []
+        self.pending: list[Pending] = []
         self.taken: list[Item] = []  # to be let go of by the source once they are committed
         self.read = 0
         self.left_out = 0  # files of patients who asked to be forgotten
@@ -244,50 +238,10 @@ class _Ingest:
     def _commit(self) -> None:
         """Write what is pending: first the pictures, then, in one transaction, the entries that point at them."""
         pending, self.pending = self.pending, []
-        pictures = [(entry, picture) for entry, picture in pending if picture is not None]
-        shards = self.manifest.shards()
-        placed: list[Entry] = [entry for entry, picture in pending if picture is None]
-        counts: dict[int, int] = {}
-        while pictures:
-            height, width = pictures[0][1].shape
-            number, rows = self._open_shard(shards, counts, shard_rows(height, width))
-            chunk, pictures = pictures[: shard_rows(height, width) - rows], pictures[shard_rows(height, width) - rows :]
-            path = self.site.cache_folder / shard_name(number)
-            counts[number] = append_pictures(path, rows, (picture for _, picture in chunk), height * width)
-            placed += [_place(entry, number, rows + index) for index, (entry, _) in enumerate(chunk)]
+        placed, rows = write_pictures(self.site.cache_folder, self.manifest.shards(), pending)
         with self.manifest.transaction():
             self.manifest.put(placed)
-            for number, rows in counts.items():
-                self.manifest.set_shard(number, rows)
+            for number, count in rows.items():
+                self.manifest.set_shard(number, count)
         taken, self.taken = self.taken, []
         self.source.done(taken)
-
-    def _open_shard(self, shards: dict[int, tuple[int, str]], counts: dict[int, int], full: int) -> tuple[int, int]:
-        """Number and rows of the shard that the next picture goes to."""
-        last = max([*shards, *counts], default=0)
-        rows = counts.get(last, shards.get(last, (full, ""))[0])
-        if last and rows < full:
-            return last, rows
-        return finish.next_shard(self.site.cache_folder, [*shards, *counts]), 0
-
-
-def _place(entry: Entry, shard: int, slot: int) -> Entry:
-    return replace(entry, shard=shard, slot=slot)
-
-
-@contextmanager
-def _full_disk_is_told() -> Iterator[None]:
-    """Turn the ways in which a full disk shows into one clear stop."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise IngestStopped(_FULL) from None
-    except sqlite3.OperationalError as error:
-        if "full" not in str(error) and "I/O" not in str(error):
-            raise
-        raise IngestStopped(_FULL) from None
-
-
-_FULL = "the disk of the private folder is full; make room and run again: it goes on, and the last complete cache is still valid"

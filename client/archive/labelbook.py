@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from client.archive.folders import Layout
 from client.archive.identity import Secret
 from client.archive.labels import LabelRow, label_columns, read_labels
+from client.archive.layout import Layout
 from client.archive.manifest import Entry
 from client.archive.sources import Source
 from client.site import Site

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 
-from client.site import LabelSettings
+from client.archive.settings import LabelSettings
 from cxrbase_model.labels import Mark
 from cxrbase_model.settings import SettingsError
 

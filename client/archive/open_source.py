@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from client.archive.folders import (
     Chexpert,
-    Layout,
     MimicCxrJpg,
     NihChestXray14,
     PadChest,
@@ -13,9 +12,9 @@ from client.archive.folders import (
     VindrCxr,
 )
 from client.archive.identity import load_secret
+from client.archive.layout import Layout
 from client.archive.pacs.settings import PacsArchive
-from client.archive.sources import DicomTree, Source
-from client.site import (
+from client.archive.settings import (
     ChexpertArchive,
     DicomArchive,
     FolderArchive,
@@ -23,9 +22,10 @@ from client.site import (
     NihArchive,
     PadchestArchive,
     RsnaArchive,
-    Site,
     VindrArchive,
 )
+from client.archive.sources import DicomTree, Source
+from client.site import Site
 
 _LAYOUTS: dict[type, type[Layout]] = {
     NihArchive: NihChestXray14,

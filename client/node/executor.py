@@ -6,6 +6,7 @@ It stands in for Flower's `flower-superexec`, which would start Flower's own pro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -13,12 +14,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 import httpx
 
-from client.node.flower import Claim, Tasks
+from client.node.flower import Claim, Exchange, Tasks
 from client.node.runner import LIBRARIES, run_task
 from cxrbase_model.bundle import bundle_digest, release_bundle
 from cxrbase_model.processes import end_with_parent
@@ -51,7 +53,9 @@ def work(tasks: Tasks, address: str, private: Path) -> None:
     loaded = multiprocessing.get_context(
         "forkserver"
     )  # forks that have the libraries loaded, and nothing of earlier tasks
-    loaded.set_forkserver_preload([LIBRARIES])
+    loaded.set_forkserver_preload(
+        [LIBRARIES, run_task.__module__]
+    )  # the second has Flower's own, a second of work for each task
     release = bundle_digest(release_bundle())
     while True:
         try:
@@ -70,8 +74,10 @@ def _run(context: ForkServerContext | SpawnContext, claim: Claim, address: str, 
     """One task from beginning to end; its token goes by a pipe, since others can read command lines."""
     if claim.agent:
         log.warning("an AgentApp was asked for; it is refused")
-    runner = context.Process(target=run_task, args=(claim.token, address, private, claim.agent), name="runner")
+    heard, told = context.Pipe(duplex=False)
+    runner = context.Process(target=run_task, args=(claim.token, address, private, claim.agent, told), name="runner")
     runner.start()
+    told.close()
     try:
         runner.join()
     finally:  # this process is told to end
@@ -80,6 +86,18 @@ def _run(context: ForkServerContext | SpawnContext, claim: Claim, address: str, 
             runner.join()
     if runner.exitcode != 0:
         log.warning("the runner ended with status %s", runner.exitcode)
+        if stub := _last(heard):
+            with contextlib.suppress(httpx.HTTPError):
+                Exchange(address, claim.token).give_up(stub)
+
+
+def _last(heard: Connection) -> bytes:
+    """The last that a runner has told of its task: its stub while it is at work, nothing from when it hands its answer back."""
+    last = b""
+    with heard, contextlib.suppress(EOFError):
+        while True:
+            last = heard.recv_bytes()
+    return last
 
 
 if __name__ == "__main__":

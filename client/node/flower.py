@@ -8,6 +8,7 @@ these do besides: installing the code that the server sent, and sending the text
 from __future__ import annotations
 
 import contextlib
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +30,16 @@ if not version("flwr").startswith(
 ):  # its inner names may mean something else there, so nothing is started
     sys.exit(f"cxrbase-client: expected flwr {RELEASE}, found {version('flwr')}; install the release's own versions")
 try:
-    from flwr.app import Context, Error, Message
+    from flwr.app import Context, Error, Message, RecordDict
+    from flwr.app.message import remove_content_from_message
     from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.common.serde import message_from_proto, message_to_proto
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+    from flwr.proto.message_pb2 import Message as ProtoMessage
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
+    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
     from flwr.supercore.interceptors import (
         RuntimeTokenHttpInterceptor,
         RuntimeVersionHttpInterceptor,
@@ -42,6 +47,7 @@ try:
     )
     from flwr.supercore.retry import RetryInvoker, exponential
     from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supercore.task_identity import TaskIdentity
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
     from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -55,6 +61,8 @@ if TYPE_CHECKING:
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _PATIENCE = 60.0  # seconds that an answer waits for a SuperNode that does not reply
+_NUMBER = struct.Struct("<Q")
+_PAUSES = {"initial_backoff": 0.1, "backoff_cap": 0.5, "max_tries_per_object": None}
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,12 @@ class Given:
     message: Message
     context: Context
     bundle: bytes
+
+    @property
+    def stub(self) -> bytes:
+        """What another process needs to say that there will be no answer (`Exchange.give_up`): the message without its content."""
+        bare: bytes = message_to_proto(remove_content_from_message(self.message)).SerializeToString()
+        return _NUMBER.pack(TaskIdentity.task_id or 0) + bare
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,7 @@ class Exchange:
             RuntimeTokenHttpInterceptor(token),
             RetryInvoker(exponential, httpx.TransportError, None, _PATIENCE),
         )
+        look_often()
         self._client = _client(address, "flwr-clientapp", proof, retry)
         self._pulse = _client(address, "flwr-clientapp", proof)
 
@@ -130,6 +145,22 @@ class Exchange:
         push_message(self._client, answer, given.context)
         status = SubStatus.FAILED if answer.has_error() else SubStatus.COMPLETED
         push_task_output(client=self._client, context=given.context, sub_status=status, details="")
+
+    def give_up(self, stub: bytes) -> None:
+        """Say for a process that has died that there is no answer, then hang up; httpx.HTTPError where the SuperNode has gone.
+
+        Without that, Flower notices after a minute without a sign of life.
+        """
+        request = message_from_proto(ProtoMessage.FromString(stub[_NUMBER.size :]))
+        run, node = request.metadata.run_id, request.metadata.dst_node_id
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = _NUMBER.unpack_from(stub)[0], run, node
+        context = Context(run_id=run, node_id=node, node_config={}, state=RecordDict(), run_config={})
+        try:
+            push_message(self._client, failure(request), context)
+            self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED))
+        finally:
+            self._client.close()
+            self._pulse.close()
 
     def _beat(self) -> bool:
         try:
@@ -162,8 +193,18 @@ def sign_off(node: int, superlink: str, authority: Path, key_file: Path) -> None
 def run_supernode(arguments: list[str]) -> None:
     """Be Flower's SuperNode with this command line, at a pace of our own; returns by SystemExit."""
     vars(start_client_internal)["time"] = Pace()  # its loop's waits have no option
+    look_often()
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
+
+
+def look_often() -> None:
+    """Look each half second for a piece of a message whose sender is still at it.
+
+    Flower looks after 1, 2, 4, 8 seconds and then each 10, so that a download of 3 seconds is waited for for 7.
+    """
+    for pull in (pull_objects, pull_and_inflate_object_from_tree):
+        (pull.__kwdefaults__ or {}).update(_PAUSES)
 
 
 def _client(

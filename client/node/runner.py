@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -36,25 +37,31 @@ log = logging.getLogger("cxrbase.runner")
 App = Callable[[Message, Context], Message]
 
 
-def run_task(token: str, address: str, private: Path, agent: bool) -> None:
-    """Be the process that answers the task of a token and ends, with status 0 where the answer was handed back."""
+def run_task(token: str, address: str, private: Path, agent: bool, told: Connection) -> None:
+    """Be the process that answers the task of a token and ends, with status 0 where the answer was handed back.
+
+    told: hears the stub of the task (`Given.stub`), and nothing when the answer is about to be handed back.
+    """
     os.umask(0o077)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each of five requests a second
     end_with_parent()
     exchange = Exchange(address, token)
     with locked(private_folder(private / RUN) / TASK_LOCK), exchange.alive():
-        sys.exit(0 if serve(exchange, private, agent=agent) else 1)
+        sys.exit(0 if serve(exchange, private, told.send_bytes, agent=agent) else 1)
 
 
-def serve(exchange: Exchange, private: Path, *, agent: bool = False) -> bool:
+def serve(
+    exchange: Exchange, private: Path, told: Callable[[bytes], None] = lambda stub: None, *, agent: bool = False
+) -> bool:
     """Fetch a task, answer it and hand the answer back; whatever goes wrong on the way, no text of it leaves.
 
-    agent: it is an AgentApp's task, which is refused.
+    told: as in `run_task`. agent: it is an AgentApp's task, which is refused.
     """
     given = None
     try:
         given = exchange.fetch()
+        told(given.stub)
         answer = failure(given.message) if agent else respond(given, private)
     except (Exception, SystemExit):  # code that was approved may say sys.exit
         log.exception("the task could not be answered")
@@ -63,6 +70,7 @@ def serve(exchange: Exchange, private: Path, *, agent: bool = False) -> bool:
         answer = failure(given.message)
     note(private, *_told(answer))
     try:
+        told(b"")
         exchange.hand_back(answer, given)
     except Exception:
         log.exception("the answer could not be handed to the SuperNode; it is kept for when the task comes again")

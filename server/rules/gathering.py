@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median_low
 from typing import Protocol
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from cxrbase_model.aggregation import AngleMean, BoundedMean, Mean, Rule
 from cxrbase_model.state import State
 from server.aggregate import WeightedMean
 from server.protection import Protection
+from server.rules.held import Deferred
 from server.rules.linear import AngleWeighted, Bounded, Plain
 from server.rules.noised import Noised
 from server.rules.rank import Ranked
@@ -41,26 +43,38 @@ def gathering(
     folder: Path,
     usual_norm: float | None,
     protection: Protection | None = None,
+    *,
+    hold: bool = False,
 ) -> Iterator[Gathering]:
     """What takes in the updates to `state` of one attempt at a round; what it spools to the run directory `folder` goes at the end.
 
     usual_norm: the median norm of the stage's last rounds, None in its first one. protection: what aggregation.privacy asks for, which
-    goes with the mean alone.
+    goes with the mean alone. hold: makes it a `Held`, which can leave out again what it has taken in; not with protection.
     """
     if protection is not None:
         with WeightedMean({name: state[name] for name in sorted(protection.names)}, folder / SPOOL) as mean:
             yield Noised(mean, state, protection)
     elif isinstance(rule, Mean | BoundedMean | AngleMean):
         with WeightedMean(state, folder / SPOOL) as mean:
-            yield _linear(rule, mean, state, usual_norm)
+            if hold or (isinstance(rule, BoundedMean) and rule.bound is None and usual_norm is None):
+                with Spool(folder / SPOOL / "held", state) as spool:
+                    yield Deferred(spool, mean, lambda norms: _linear(rule, mean, state, usual_norm, norms))
+            else:
+                yield _linear(rule, mean, state, usual_norm)
     else:
         with Spool(folder / SPOOL, state) as spool:
             yield Ranked(rule, spool)
 
 
 def _linear(
-    rule: Mean | BoundedMean | AngleMean, mean: WeightedMean, state: Mapping[str, Tensor], usual_norm: float | None
+    rule: Mean | BoundedMean | AngleMean,
+    mean: WeightedMean,
+    state: Mapping[str, Tensor],
+    usual_norm: float | None,
+    norms: Sequence[float] = (),
 ) -> Gathering:
+    """norms: of the round's own updates, where they are known: a stage's first round has no other usual norm."""
     if isinstance(rule, BoundedMean):
-        return Bounded(mean, rule.bound or (rule.factor * usual_norm if usual_norm is not None else None))
+        usual = usual_norm if usual_norm is not None or not norms else median_low(norms)
+        return Bounded(mean, rule.bound or (rule.factor * usual if usual is not None else None))
     return AngleWeighted(mean, state) if isinstance(rule, AngleMean) else Plain(mean)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cxrbase_model.aggregation import GeometricMedian, Krum, Median, TrimmedMean
 from cxrbase_model.state import State
+from server.rules.held import Held
 from server.rules.spool import Slice, Spool
 
 Matrix = NDArray[np.float64]
@@ -19,36 +18,29 @@ _MOST_ITERATIONS = 1000
 _STILL = 1e-12  # change of the weights, of their sum of one, at which Weiszfeld's iteration ends
 
 
-class Ranked:
+class Ranked(Held):
     """One of the rules over a spool of the round's updates."""
 
     def __init__(self, rule: Median | TrimmedMean | Krum | GeometricMedian, spool: Spool) -> None:
-        self._rule, self._spool = rule, spool
-
-    def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
-        """Any finite update fits."""
-        return True
-
-    def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
-        """Write it to the spool; OSError on a full disk."""
-        self._spool.add(site, update)
+        super().__init__(spool)
+        self._rule = rule
 
     def result(self) -> State:
         """The rule over all updates; ValueError where there are none."""
-        if not len(self._spool):
+        if not len(self.spool):
             raise ValueError("aggregate of no updates")
-        rule, count = self._rule, len(self._spool)
+        rule, count = self._rule, len(self.spool)
         if isinstance(rule, Median):
-            return self._spool.reduce(median)
+            return self.spool.reduce(median)
         if isinstance(rule, TrimmedMean):
-            return self._spool.reduce(lambda piece: trimmed_mean(piece, rule.share))
-        distances = squared_distances(self._spool)
+            return self.spool.reduce(lambda piece: trimmed_mean(piece, rule.share))
+        distances = squared_distances(self.spool)
         if isinstance(rule, Krum):
             chosen = krum(distances, rule.attackers, rule.selected)
             weights = np.isin(np.arange(count), chosen) / len(chosen)
         else:
             weights = weiszfeld(distances, rule.smoothing)
-        return self._spool.reduce(lambda piece: _weighted_sum(weights, piece))
+        return self.spool.reduce(lambda piece: _weighted_sum(weights, piece))
 
 
 def median(piece: Slice) -> NDArray[np.float64]:
@@ -66,12 +58,22 @@ def trimmed_mean(piece: Slice, share: float) -> NDArray[np.float64]:
     return np.asarray(ordered.sum(axis=0, dtype=np.float64) / len(ordered))
 
 
-def squared_distances(spool: Spool) -> Matrix:
-    """The squared Euclidean distances of all pairs of updates, [N, N], in float64."""
+def inner_products(spool: Spool) -> Matrix:
+    """The inner products of all pairs of updates, [N, N], in float64."""
     products = np.zeros((len(spool), len(spool)))
     for piece in spool.slices():
         rows = piece.astype(np.float64)
         products += rows @ rows.T
+    return products
+
+
+def squared_distances(spool: Spool) -> Matrix:
+    """The squared Euclidean distances of all pairs of updates, [N, N], in float64."""
+    return distances_of(inner_products(spool))
+
+
+def distances_of(products: Matrix) -> Matrix:
+    """The squared Euclidean distances of vectors with these inner products, [N, N]."""
     squares = np.diag(products)
     distances = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
     np.fill_diagonal(distances, 0.0)

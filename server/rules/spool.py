@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ class Spool:
         self._shapes = {name: state[name].shape for name in sorted(state)}
         self._size = sum(math.prod(shape) for shape in self._shapes.values())
         self._files: dict[str, Path] = {}
+        self._written = 0
 
     def __enter__(self) -> Spool:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -49,11 +51,24 @@ class Spool:
 
     def add(self, site: str, update: Mapping[str, Tensor]) -> None:
         """Write one hospital's update; OSError on a full disk."""
-        path = self._folder / f"{len(self._files):05d}.f32"
+        path = self._folder / f"{self._written:05d}.f32"
         with path.open("wb") as file:
             for name in self._shapes:
                 update[name].contiguous().numpy().tofile(file)
         self._files[site] = path
+        self._written += 1
+
+    def remove(self, site: str) -> None:
+        """Forget a hospital's update; KeyError where there is none."""
+        self._files.pop(site).unlink()
+
+    def sites(self) -> list[str]:
+        """The hospitals, in the order in which updates are read back."""
+        return sorted(self._files)
+
+    def update(self, site: str) -> Mapping[str, Tensor]:
+        """One hospital's update, each tensor read when it is asked for."""
+        return _Stored(self._files[site], self._shapes)
 
     def slices(self) -> Iterator[Slice]:
         """The elements of all updates from the first to the last, in slices; rows in the order of names."""
@@ -75,3 +90,23 @@ class Spool:
     def _read(self, path: Path, start: int, count: int) -> NDArray[np.float32]:
         """Elements of a file. Mapped anew each time, so that pages that were read do not stay in the process's memory."""
         return np.array(np.memmap(path, np.float32, "r", offset=4 * start, shape=(count,)))
+
+
+class _Stored(Mapping[str, Tensor]):
+    """An update in its file: a tensor of it is in memory at a time."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, torch.Size]) -> None:
+        self._path, self._shapes = path, shapes
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        self._starts = dict(zip(shapes, itertools.accumulate(sizes, initial=0), strict=False))
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        numbers = np.fromfile(self._path, np.float32, math.prod(shape), offset=4 * self._starts[name])
+        return torch.from_numpy(numbers).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)

@@ -18,8 +18,8 @@ from sim.config import SimConfig
 from sim.phantom import draw_lesions, draw_patient, draw_pose, findings_of, radiograph
 from sim.phantom_detector import Scanner
 from sim.phantom_patient import FINDINGS, NO_FINDING
+from sim.pool import Pool
 from sim.prepare import Progress, prepare
-from sim.study import Pool
 
 _DETECTOR = 160  # pixels of a phantom's side before it is made small
 

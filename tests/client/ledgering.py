@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from client.accounting import epsilon
+from client.archive.settings import DicomArchive
 from client.budget import ledger_of, reserve
 from client.policy import Refused
 from client.release import leave
-from client.site import DicomArchive, Policy, Site
+from client.site import Policy, Site
 from cxrbase_model.messages import Reply, Task
 from cxrbase_model.plan import DataSpec, FinetuneStage, Plan, plan_to_text
 from cxrbase_model.privacy import Mechanism, Privacy

@@ -55,7 +55,7 @@ def test_an_error_leaves_as_a_code(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("client.work.pretrain", fail)
+    monkeypatch.setattr("client.local.pretrain", fail)
     assert_only_a_code(answer(task_for("mae"), site), code)
 
 
@@ -104,7 +104,7 @@ def test_what_went_wrong_is_told_to_the_hospitals_own_log(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the driver is gone")
 
-    monkeypatch.setattr("client.work.pretrain", fail)
+    monkeypatch.setattr("client.local.pretrain", fail)
     with caplog.at_level(logging.INFO, "cxrbase.client"):
         answer(task_for("mae"), site)
     assert "the driver is gone" in caplog.text

@@ -19,7 +19,7 @@ from cxrbase_model.messages import Code, Reply, Task, reply_from_message, reply_
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage
 from cxrbase_model.privacy import Mechanism
 from cxrbase_model.settings import read, to_mapping
-from cxrbase_model.state import norm, state_of
+from cxrbase_model.state import State, is_finite, norm, state_of
 from sim.runner import seeded_noise
 
 MEASURED = {"loss": None, "metrics": {}, "seconds": 0.0, "evaluation": None, "description": None}
@@ -115,7 +115,7 @@ def test_what_is_refused_by_the_budget_is_not_trained(
         raise AssertionError("trained")
 
     monkeypatch.setattr(guard, "reserve", refuse)
-    monkeypatch.setattr("client.work.pretrain", fail)
+    monkeypatch.setattr("client.local.pretrain", fail)
     assert answer(task_for("mae", plan=private()), site).code is Code.BUDGET
 
 
@@ -202,3 +202,18 @@ def test_a_noise_that_is_none_stops_the_training_before_it_is_booked(
     nothing: Callable[[Site, Task], Any] = lambda site, task: None  # noqa: E731  # as short as it is wrong
     assert answer(task_for("detect", plan=private()), site, nothing).code is Code.FAILED
     assert not booked
+
+
+def test_weights_whose_loss_is_not_a_number_give_the_same_kind_of_answer_under_a_guarantee_and_a_code_without(
+    site: Site,
+    plan: Plan,
+    task_for: Callable[..., Task],
+    private: Callable[..., Plan],
+    state_for: Callable[[str], State],
+) -> None:
+    state = {name: tensor * 1e30 for name, tensor in state_for("mae").items()}
+    assert is_finite(state)
+    assert answer(task_for("mae", state=state, plan=plan), site).code is Code.DIVERGED
+    usual, found = (answer(task_for("mae", plan=private(), **each), site) for each in ({}, {"state": state}))
+    assert (found.code, found.steps, found.examples) == (None, usual.steps, usual.examples)
+    assert norm(unpack(found.update)) > 0

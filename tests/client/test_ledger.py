@@ -154,6 +154,19 @@ def test_a_line_that_was_added_by_hand_is_noticed(tmp_path: Path) -> None:
         Ledger(tmp_path).entries()
 
 
+def test_an_earlier_line_that_is_changed_while_a_process_runs_stops_the_next_line_and_the_next_look(
+    tmp_path: Path,
+) -> None:
+    """A process reads a line's text once, and hashes all of them each time."""
+    ledger = Ledger(tmp_path)
+    add(ledger, 3)
+    assert len(ledger.entries()) == 3
+    change(tmp_path, "UPDATE entries SET line = replace(line, 'run 1', 'run X') WHERE number = 1")
+    for look in (lambda: add(ledger), ledger.entries, ledger.seal):
+        with pytest.raises(LedgerError, match="entry 1 was altered"):
+            look()
+
+
 def test_a_backup_of_the_table_that_is_put_back_is_noticed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     add(ledger, 3)
@@ -264,7 +277,7 @@ def test_a_full_disk_is_an_error_and_the_line_counts(tmp_path: Path, monkeypatch
 
 
 def test_another_releases_format_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.ledger.SCHEMA", 2)
+    monkeypatch.setattr("client.ledger_entry.SCHEMA", 2)
     add(Ledger(tmp_path))
     monkeypatch.undo()
     with pytest.raises(LedgerError, match="entry 1 is of another release's format"):

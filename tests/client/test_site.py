@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from client.site import FolderArchive, read_site
+from client.archive.settings import FolderArchive
+from client.site import read_site
 from cxrbase_model.settings import SettingsError
 
 

@@ -25,7 +25,7 @@ from cxrbase_model.messages import Task
 from cxrbase_model.metrics import auroc
 from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage
 from cxrbase_model.predict import predict, pretrain_loss
-from cxrbase_model.rows import labelled, labelled_share
+from cxrbase_model.rows import labelled, labelled_share, training_rows
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import read, to_mapping
 from cxrbase_model.state import State, add, load_state, moving_names, norm, size, state_of, subtract
@@ -102,6 +102,21 @@ def test_finetuning_reads_labelled_pictures_of_a_share_of_the_patients_only(
     reply = train(task_for("detect"), site, cache, CPU)
     rows = labelled_share(cache, cache.rows("train"), 0.5, derive_seed(plan.seed, "label-share", site.site))
     assert reply.examples == len(rows) < len(cache.rows("train"))
+
+
+def test_balanced_findings_are_what_the_hospital_draws(
+    site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, seen, pixels = plan.stages[1], [], Cache.pixels
+    assert isinstance(stage, FinetuneStage)
+    balanced = replace(plan, stages=(plan.stages[0], replace(stage, balance="findings", label_fraction=1.0)))
+    rows = labelled(cache, cache.rows("train"))
+    monkeypatch.setattr(Cache, "pixels", lambda self, chosen: seen.append(chosen) or pixels(self, chosen))
+    reply = train(task_for("detect", plan=balanced), site, cache, CPU)
+    seed = derive_seed(plan.seed, "train", 1, site.site)
+    assert [each.tolist() for each in seen[-reply.steps :]] == [
+        each.tolist() for each in training_rows(cache, rows, 8, seed, 1.0, "findings")
+    ]
 
 
 def test_a_share_of_labels_is_one_of_patients_and_grows_from_the_same_ones(cache: Cache) -> None:
@@ -183,9 +198,10 @@ def test_a_round_that_was_interrupted_goes_on_and_leaves_no_checkpoint(
     [
         ("mae", {"objective": "features", "masks": 2}),
         ("detect", {"trains": "lora"}),
+        ("detect", {"balance": "findings"}),
         ("detect", {"trains": "head", "pooling": "attentive", "loss": {"kind": "asymmetric"}}),
     ],
-    ids=["features", "lora", "attentive probe"],
+    ids=["features", "lora", "balanced", "attentive probe"],
 )
 def test_a_stages_knobs_reach_the_hospital(
     site: Site, cache: Cache, plan: Plan, name: str, changes: dict[str, Any], task_for: Callable[..., Task]

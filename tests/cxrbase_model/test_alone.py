@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cxrbase_model.plan import Plan
 from cxrbase_model.privacy import Mechanism
 from cxrbase_model.rows import steps_of
 from cxrbase_model.settings import SettingsError, read, to_mapping
+from cxrbase_model.state import norm, subtract
 
 COUNT = 120
 
@@ -56,8 +58,8 @@ def arrays(tmp_path: Path) -> Path:
     return folder
 
 
-def train(plan_file: Path, arrays: Path, out: Path) -> int:
-    return main(["train", str(plan_file), str(arrays), "--out", str(out), "--device", "cpu"])
+def train(plan_file: Path, arrays: Path, out: Path, *more: str) -> int:
+    return main(["train", str(plan_file), str(arrays), "--out", str(out), "--device", "cpu", *more])
 
 
 def test_every_stage_is_trained_once_and_evaluated(
@@ -74,6 +76,18 @@ def test_every_stage_is_trained_once_and_evaluated(
     again = capsys.readouterr().out.splitlines()
     assert again[:3] == [f"{name}: finished before" for name in ("mae", "detect", "probe")]
     assert again[3:] == lines[3:]
+
+
+def test_two_processes_end_where_one_does(
+    plan: Plan, plan_file: Path, arrays: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan_file.write_text(yaml.safe_dump(to_mapping(replace(plan, stages=plan.stages[:1]))))
+    assert (
+        train(plan_file, arrays, tmp_path / "one") == train(plan_file, arrays, tmp_path / "two", "--devices", "2") == 0
+    )
+    assert capfd.readouterr().out.count("mae: ") == 2, "the first of the two tells"
+    one, two = (unpack((tmp_path / run / "stages" / "mae.safetensors").read_bytes()) for run in ("one", "two"))
+    assert norm(subtract(two, one)) < 1e-3 * norm(one)
 
 
 def test_an_interrupted_run_ends_in_the_same_weights(

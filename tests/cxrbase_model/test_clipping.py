@@ -88,6 +88,9 @@ def test_a_plan_with_privacy_travels_whole() -> None:
         (r"aggregation.rule: expected mean .* found median", {}, {"aggregation": {"rule": {"kind": "median"}}}),
         (r"transport.update: expected float32 .* found int8", {}, {"transport": {"update": "int8"}}),
         (r"federation.outlier: expected none .* found 10", {}, {"federation": {**UNIFORM, "outlier": 10.0}}),
+        (r"federation.longest: expected none .* found 3", {}, {"federation": {**UNIFORM, "longest": 3.0}}),
+        (r"federation.cosine: expected none .* found 0", {}, {"federation": {**UNIFORM, "cosine": 0.0}}),
+        (r"federation.shortest: expected none .* found 0.1", {}, {"federation": {**UNIFORM, "shortest": 0.1}}),
         (
             r"aggregation.privacy.honest: expected at most federation.quorum 3, found 4",
             {"noise": "hospitals", "honest": 4},

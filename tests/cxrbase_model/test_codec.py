@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cxrbase_model.codec import CodecError, decode, encode, opened, pack, sent
+from cxrbase_model.codec import CodecError, decode, encode, encode_and_leave, opened, pack, sent
 from cxrbase_model.state import State, digest, size
 from cxrbase_model.transport import COMPRESSIONS, EXACT, PRECISIONS, Packing
 
@@ -73,6 +73,17 @@ def test_an_opened_state_reads_as_the_decoded_one(packing: Packing) -> None:
     read, whole = opened(data, packing, size(drawn())), decode(data, packing, size(drawn()))
     assert read.keys() == whole.keys()
     assert digest(read) == digest(whole)
+
+
+@pytest.mark.parametrize("packing", [each for each in ALL if not each.is_exact], ids=str)
+def test_what_the_bytes_leave_out_stays_with_the_sender(packing: Packing) -> None:
+    state = drawn()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    data = encode_and_leave(kept, packing)
+    assert data == encode(state, packing)
+    arrived = decode(data, packing, size(state))
+    assert all(torch.equal(kept[name], tensor - arrived[name]) for name, tensor in state.items())
+    assert bool(kept["weight"].any())
 
 
 def test_scales_are_not_read_as_tensors_of_an_opened_state() -> None:

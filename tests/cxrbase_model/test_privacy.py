@@ -38,6 +38,7 @@ def test_a_plan_may_promise_nothing_or_patients_or_pictures(small_plan: Plan) ->
     ("stage", "message"),
     [
         ({"positive_weight": 4.0}, r"stages\[1\]\.positive_weight: expected 1\.0 under privacy, .*, found 4\.0"),
+        ({"balance": "findings"}, r"stages\[1\]\.balance: expected none under privacy, .*, found findings"),
         ({"label_fraction": 0.5}, r"stages\[1\]\.label_fraction: expected 1\.0 under privacy, .*, found 0\.5"),
     ],
 )

@@ -250,6 +250,16 @@ def test_a_unit_whose_gradient_is_not_finite_counts_as_zero(small_plan: Plan, cl
     assert_alike(kept(model, spoilt, privacy), kept(model, losses, privacy, slice(0, UNITS - 1)), 1e-5)
 
 
+@pytest.mark.parametrize("cached", [1, 1 << 30])
+def test_how_many_units_a_norm_layer_takes_at_once_changes_nothing(
+    small_plan: Plan, monkeypatch: pytest.MonkeyPatch, cached: int
+) -> None:
+    model, losses = autoencoder(small_plan, masks=MASKS)
+    expected = kept(model, losses, Privacy(clip=0.1))
+    monkeypatch.setattr("cxrbase_model.unitgrads._CACHED", cached)
+    assert_alike(kept(model, losses, Privacy(clip=0.1)), expected, 1e-6)
+
+
 def test_what_the_pass_has_changed_is_as_before_after_it_even_where_it_fails(small_plan: Plan) -> None:
     model, losses = classifier(small_plan)
     keeper = Bookkeeper(model, Privacy())

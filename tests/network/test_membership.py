@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from client.archive.settings import DicomArchive
 from client.membership import Membership, join
-from client.site import DicomArchive, Policy, Site
+from client.site import Policy, Site
 from server.authority import Authority
 from server.consortium import Consortium
 from server.enrolment import enrol, kit_file, provision

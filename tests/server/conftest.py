@@ -40,7 +40,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Everything of the server that waits does so by this clock."""
     made = Clock()
-    for module in ("exchange", "rounds", "records", "live"):
+    for module in ("exchange", "rounds", "newcomers", "records", "live"):
         monkeypatch.setattr(f"server.{module}.time", made)
     return made
 

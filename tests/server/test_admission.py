@@ -13,7 +13,7 @@ from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import PretrainStage
 from cxrbase_model.state import State
 from cxrbase_model.transport import Packing
-from server.admission import MOST_EXAMPLES, Rejected, admit_update, check_reply, claimable
+from server.admission import MOST_EXAMPLES, Rejected, admit_update, check_reply, claimable, unlike
 
 TASK = Task("pretrain", "run", 3, "mae", 3, "mae", "{}", "d" * 64, "e" * 64)
 REFERENCE: State = {"encoder.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
@@ -101,6 +101,25 @@ def test_an_update_is_held_against_earlier_ones_and_against_what_its_hospital_de
     limits: dict[str, Any], code: Code | None
 ) -> None:
     assert admitted(limits=limits) == code
+
+
+@pytest.mark.parametrize(
+    ("norms", "longest", "shortest", "left_out"),
+    [
+        ([1.0, 1.2, 0.9, 3.2], 3.0, None, {}),  # the median is 1.1
+        ([1.0, 1.2, 0.9, 3.4], 3.0, None, {"d": Code.OUTLIER}),
+        ([1.0, 1.2, 900.0, 800.0, 1.1], 3.0, None, {"c": Code.OUTLIER, "d": Code.OUTLIER}),
+        ([1.0, 1.2, 0.9, 0.001], 3.0, 0.05, {"d": Code.SHORT}),
+        ([1.0, 1.2, 0.9, 0.001], 3.0, None, {}),
+        ([1.0, 1.2, 100.0, 0.04], None, 0.05, {"d": Code.SHORT}),
+        ([0.0, 0.0, 0.0], 3.0, 0.05, {}),
+        ([], 3.0, 0.05, {}),
+    ],
+)
+def test_updates_are_held_against_the_median_norm_of_their_round(
+    norms: list[float], longest: float | None, shortest: float | None, left_out: dict[str, Code]
+) -> None:
+    assert unlike(dict(zip("abcde", norms, strict=False)), longest, shortest) == left_out
 
 
 def test_an_update_of_another_packing_than_the_plans_is_malformed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from cxrbase_model.protection import HospitalPrivacy
 from cxrbase_model.settings import read
 from cxrbase_model.transport import Transport
 from server.charts import forest, line_chart
+from server.examples import Examples, Look, overlay
 from server.page import bytes_text, page
 from server.promise import promise
 from server.report import content, summary_text
@@ -148,6 +150,35 @@ def test_the_page_shows_what_was_left_out_resumed_and_reached(report: dict[str, 
 def test_reconstructions_are_embedded_three_by_three(report: dict[str, Any]) -> None:
     picture = np.zeros((16, 16), np.uint8)
     assert page(report, [(picture, picture, picture)] * 2).count("data:image/png;base64,") == 6
+
+
+def test_a_look_is_embedded_with_its_findings(report: dict[str, Any]) -> None:
+    grey, colour = np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.uint8)
+    written = page(
+        report, looks=("few", [Look(grey, "Oedema <i>", [("Nodule <b>", 0.714, colour), ("No Finding", 0.2, colour)])])
+    )
+    assert written.count("data:image/png;base64,") == 3
+    assert "Nodule &lt;b&gt; 71%" in written
+    assert "Oedema &lt;i&gt;" in written
+    assert "findings that few holds likeliest" in written
+
+
+def test_examples_are_kept_for_later_reports(tmp_path: Path) -> None:
+    examples = Examples(np.arange(32, dtype=np.uint8).reshape(2, 4, 4), ("Nodule", "No Finding"))
+    assert Examples.kept(tmp_path / "examples.npz") is None
+    examples.keep(tmp_path / "examples.npz")
+    kept = Examples.kept(tmp_path / "examples.npz")
+    assert kept is not None
+    assert np.array_equal(kept.pictures, examples.pictures)
+    assert kept.captions == examples.captions
+
+
+def test_an_overlay_is_orange_where_the_map_is_largest() -> None:
+    attention = np.zeros((4, 4), np.float32)
+    attention[0, 3] = 0.5
+    drawn = overlay(np.full((16, 16), 100, np.uint8), attention).astype(int)
+    assert (drawn[0, 15] - 40 == [153, 84, 0]).all()
+    assert (drawn[8:, :8] == 85).all()
 
 
 def test_a_run_of_which_nothing_is_committed_has_a_page_too() -> None:

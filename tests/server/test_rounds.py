@@ -16,6 +16,7 @@ from cxrbase_model.plan import Plan
 from cxrbase_model.state import State
 from server.exchange import Exchange, Stopped
 from server.live import Live
+from server.report import hospitals
 from server.rounds import RoundLoop, RunFailed
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
@@ -168,6 +169,8 @@ def test_a_hospital_that_joins_later_takes_part_from_the_next_round(tmp_path: Pa
     asked = [[entry["site"] for entry in record["hospitals"]] for record in store.records()]
     assert asked[1] == ["a", "b"]
     assert asked[2] == ["b", "late"]
+    assert list(hospitals(store.records())) == ["a", "b", "late"], "its description is on record, for the report"
+    assert [len(record.get("joined", [])) for record in store.records()][:4] == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2, 3, 4])

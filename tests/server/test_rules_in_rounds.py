@@ -18,7 +18,7 @@ from cxrbase_model.state import State, digest
 from server.exchange import Exchange
 from server.initial import initial_state
 from server.live import Live
-from server.rounds import RoundLoop
+from server.rounds import RoundLoop, RunFailed
 from server.store import RunStore, StoreError
 from sim.grid import LocalGrid, Node
 from tests.server.hospitals import hospital, plan, short_plan
@@ -91,6 +91,36 @@ def test_an_update_far_above_those_of_earlier_rounds_is_left_out(tmp_path: Path)
     nodes = [*three()[:2], hospital("c", 0.1, 10, loud_later)]
     records = run(tmp_path, nodes, short_plan(outlier=10.0)).records()
     assert [record["rejected"] for record in records] == [[], [], [{"site": "c", "code": "OUTLIER"}], []]
+
+
+@pytest.mark.parametrize(
+    "aggregation", [{}, MEDIAN, {"rule": {"kind": "bounded-mean"}}], ids=["mean", "median", "bounded"]
+)
+@pytest.mark.parametrize(("shift", "code"), [(-50.0, "OUTLIER"), (1e-4, "SHORT"), (-0.2, "OPPOSED")])
+def test_a_hospital_unlike_the_others_is_left_out_from_the_first_round_on(
+    tmp_path: Path, aggregation: dict[str, Any], shift: float, code: str
+) -> None:
+    honest = [hospital(name, shift, 10) for name, shift in {"a": 0.3, "b": 0.1, "c": 0.2}.items()]
+    checked = planned(short_plan(longest=5.0, shortest=0.01, cosine=0.0, quorum=3), aggregation=aggregation)
+    store = run(tmp_path / "attacked", [*honest, hospital("d", shift, 10)], checked)
+    assert [record["rejected"] for record in store.records()] == [[], *[[{"site": "d", "code": code}]] * 3]
+    without = run(tmp_path / "without", honest[::-1], planned(short_plan(quorum=3), aggregation=aggregation))
+    digests = [[record.get("state_digest") for record in each.records()] for each in (store, without)]
+    assert digests[0] == digests[1]
+    assert not (tmp_path / "attacked" / "spool").exists()
+
+
+def test_a_round_that_is_too_small_once_it_was_compared_is_none(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"no quorum of 3 in 2 attempts \(c: OUTLIER .*same round"):
+        run(tmp_path, three(c=100.0), short_plan(quorum=3, longest=3.0))
+
+
+def test_two_updates_have_no_usual_norm() -> None:
+    with pytest.raises(
+        SettingsError,
+        match=r"federation.quorum: expected at least 3 where longest, shortest or cosine is set, .* found 2",
+    ):
+        short_plan(longest=3.0)
 
 
 def test_a_hospital_that_claims_more_than_it_described_is_left_out(tmp_path: Path) -> None:

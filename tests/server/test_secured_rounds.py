@@ -28,8 +28,9 @@ from cxrbase_model.state import State
 from server.exchange import Exchange
 from server.live import Live
 from server.rounds import RoundLoop, RunFailed
-from server.secure_round import NOTE, SecureRound
+from server.secure_round import SecureRound
 from server.store import RunStore
+from server.unmask import NOTE
 from sim.grid import LocalGrid, Node
 from sim.tiny import write_tiny_hospital
 
@@ -304,6 +305,9 @@ def test_what_hospitals_keep_for_themselves_stays_there(tmp_path: Path) -> None:
         ({"aggregation": {"rule": {"kind": "bounded-mean"}}}, "since bounded-mean looks at single updates"),
         ({"federation": {"quorum": 2}}, "federation.quorum: expected 3 to 8 by aggregation.secure, found 2"),
         ({"federation": {"outlier": 10}}, "federation.outlier: expected none where aggregation.secure is set"),
+        ({"federation": {"quorum": 3, "longest": 3}}, "federation.longest: expected none where aggregation.secure is set"),
+        ({"federation": {"quorum": 3, "shortest": 0.1}}, "federation.shortest: expected none where aggregation.secure is set"),
+        ({"federation": {"quorum": 3, "cosine": 0}}, "federation.cosine: expected none where aggregation.secure is set"),
         ({"federation": {"max_update_norm": 1}}, "federation.max_update_norm: expected none"),
         ({"transport": {"update": "int8"}}, "transport.update: expected float32 where aggregation.secure is set"),
         ({"secure": SECURE | {"threshold": 4}}, "federation.quorum: expected 4 to 8 by aggregation.secure, found 3"),

@@ -33,7 +33,7 @@ ATTACKS = {
 }
 
 
-def plan(rule: str | dict[str, Any], precision: str = "float32") -> Plan:
+def plan(rule: str | dict[str, Any], precision: str = "float32", **federation: Any) -> Plan:
     mapping = {
         "schema": 1,
         "name": "attacked",
@@ -42,7 +42,7 @@ def plan(rule: str | dict[str, Any], precision: str = "float32") -> Plan:
             "encoder": "vit_micro", "patch_size": 8, "depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2,
         },
         "stages": [{"kind": "pretrain", "name": "mae", "rounds": 1}],
-        "federation": {"quorum": 7, "deadline": 5, "join_deadline": 5},
+        "federation": {"quorum": 7, "deadline": 5, "join_deadline": 5} | federation,
         "aggregation": {"rule": {"kind": rule} if isinstance(rule, str) else rule},
         "transport": {"broadcast": "float32", "update": precision, "compress": "none"},
     }  # fmt: skip
@@ -119,6 +119,32 @@ def test_a_free_rider_is_admitted_and_dilutes_the_mean_by_its_weight(tmp_path: P
     store = run(tmp_path, plan("mean"), free_rider(3))
     assert error(store) == pytest.approx(1 / 8, rel=0.02)
     assert store.records()[1]["rejected"] == []
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS.values(), free_rider(3)], ids=[*ATTACKS, "free rider"])
+@pytest.mark.parametrize("rule", ["mean", "bounded-mean", "geometric-median"])
+def test_who_is_unlike_the_others_in_length_is_left_out_of_the_first_round_under_any_rule(
+    tmp_path: Path, rule: str, attack: Attack
+) -> None:
+    store = run(tmp_path, plan(rule, longest=3.0, shortest=0.05), attack)
+    assert [line["site"] for line in store.records()[1]["rejected"]] == ["h"]
+    assert error(store) < 0.01
+
+
+def test_a_sign_flip_of_ordinary_length_passes_every_check_of_norms(tmp_path: Path) -> None:
+    checked = {"longest": 3.0, "shortest": 0.05}
+    store = run(tmp_path / "mean", plan("mean", **checked), sign_flip(1.0))
+    assert store.records()[1]["rejected"] == []
+    assert error(store) == pytest.approx(0.25, abs=0.05), "one vote of eight against"
+    assert error(run(tmp_path / "median", plan("geometric-median", **checked), sign_flip(1.0))) < 0.1
+
+
+@pytest.mark.parametrize("attackers", ["h", "gh"])
+@pytest.mark.parametrize("rule", ["mean", "geometric-median"])
+def test_who_turns_its_update_round_is_left_out_by_its_direction(tmp_path: Path, rule: str, attackers: str) -> None:
+    store = run(tmp_path, plan(rule, cosine=0.0, quorum=6), sign_flip(1.0), attackers)
+    assert store.records()[1]["rejected"] == [{"site": name, "code": "OPPOSED"} for name in attackers]
+    assert error(store, attackers) < 0.01
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])

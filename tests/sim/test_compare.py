@@ -258,6 +258,18 @@ def test_an_attack_does_to_an_update_what_it_says(kind: str, expected: float | N
     assert torch.equal(sent, theirs) == (kind != "noise"), "noise is each attacker's own"
 
 
+def test_a_flipped_head_hides_behind_an_honest_encoder() -> None:
+    attack = update_attack(job_of("head-flip", 2.5), "h008")
+    assert attack is not None
+    task = Task("finetune", "run", 1, "detect", 1, "detect", "", "")
+    update = {"encoder.w": torch.tensor([0.0, 12.0]), "head.weight": torch.tensor([3.0, 4.0])}
+    sent = attack(task, update)
+    assert torch.equal(sent["encoder.w"], update["encoder.w"])
+    assert norm(sent) == pytest.approx(2.5 * 13)
+    assert sent["head.weight"] / norm({"h": sent["head.weight"]}) == pytest.approx(torch.tensor([-0.6, -0.8]))
+    assert attack(task, {"encoder.w": torch.ones(2)})["encoder.w"].tolist() == [1, 1], "there is no head in pretraining"
+
+
 def test_a_free_rider_sends_next_to_nothing_and_data_attacks_leave_the_update_alone() -> None:
     rider = update_attack(job_of("free-rider"), "h008")
     assert rider is not None

@@ -17,7 +17,8 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from client.archive.labels import read_labels
-from client.site import LabelSettings, read_site
+from client.archive.settings import LabelSettings
+from client.site import read_site
 from cxrbase_model.labels import Mark, Vocabulary
 from sim.hospitals import hospital_seed, write_hospitals
 from sim.hospitals_dicom import instance_uid, radiograph_file

@@ -22,7 +22,7 @@ from cxrbase_model.messages import Reply, Task, reply_to_message, task_from_mess
 from cxrbase_model.plan import Plan
 from cxrbase_model.settings import read, to_mapping
 from cxrbase_model.state import load_state, state_of, subtract
-from cxrbase_model.variates import PREFIX
+from cxrbase_model.variates import PREFIX, steered
 from server.exchange import Exchange
 from server.live import Live
 from server.rounds import RoundLoop
@@ -60,11 +60,14 @@ def quadratic(name: str, private: Path, change: Change = lambda task, reply: rep
         variates = Variates(private / name, task, work.control)
         trained = [each for each in model.parameters() if each.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=RATE)
-        with variates.steering(model, work.plan.aggregation):
+        correction = variates.correction(model, work.plan.aggregation)
+        with steered(model, correction or {}) as path:
             for _ in range(STEPS):
                 for parameter in trained:
                     parameter.grad = curvature * (parameter.detach() - best)
                 optimizer.step()
+        if correction is not None:
+            variates.learned(path.mean())
         update = subtract(state_of(model), work.state) | variates.leaving()
         changed = change(
             task,

@@ -122,7 +122,9 @@ def test_a_secure_run_does_not_repeat_says_nothing_of_seeds_and_tells_no_loss(st
 @pytest.mark.slow
 def test_the_command_says_on_the_terminal_that_noise_is_seeded(study: Path) -> None:
     command = [COMMAND, "run", str(study / "seeded.yaml"), "--out", str(study / "command")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=dict(os.environ), check=False)
+    done = subprocess.run(  # in the study's folder, where the configuration's hospitals are made
+        command, cwd=study, capture_output=True, text=True, timeout=1800, env=dict(os.environ), check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "privacy noise is seeded" in done.stdout
     assert "privacy noise was seeded" in done.stdout

@@ -13,7 +13,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
-from client.site import Compute, DicomArchive, Limits, Site
+from client.archive.settings import DicomArchive
+from client.site import Compute, Limits, Site
 from cxrbase_model.plan import DataSpec
 
 ROOT = "1.2.826.0.1.3680043.10.999"

@@ -14,8 +14,7 @@ import pytest
 
 from client.archive.ingest import ingest
 from client.archive.reasons import Reason
-from client.dataset import Cache
-from client.site import (
+from client.archive.settings import (
     ChexpertArchive,
     FolderArchive,
     LabelSettings,
@@ -23,9 +22,10 @@ from client.site import (
     NihArchive,
     PadchestArchive,
     RsnaArchive,
-    Site,
     VindrArchive,
 )
+from client.dataset import Cache
+from client.site import Site
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError
 

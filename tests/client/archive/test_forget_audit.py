@@ -16,12 +16,13 @@ from client.archive.forget import forget
 from client.archive.identity import load_secret
 from client.archive.ingest import ingest
 from client.archive.reasons import Reason
+from client.archive.settings import LabelSettings
 from client.archive.sources import SourceLost
 from client.dataset import Cache
 from client.feedback import Residual
 from client.moments import Moments
 from client.own import Own
-from client.site import LabelSettings, Site
+from client.site import Site
 from cxrbase_model.messages import Task
 from cxrbase_model.plan import DataSpec
 

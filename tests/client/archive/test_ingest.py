@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from client.archive import ingest as ingest_module
-from client.archive.ingest import IngestStopped, ingest
+from client.archive.ingest import ingest
 from client.archive.reasons import Reason
+from client.archive.settings import LabelSettings
 from client.archive.sources import SourceLost
+from client.archive.stopped import IngestStopped
 from client.dataset import Cache
-from client.site import Compute, LabelSettings, Limits, Site
+from client.site import Compute, Limits, Site
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError
 

@@ -12,7 +12,7 @@ from client.archive.identity import Secret
 from client.archive.labelbook import LabelBook
 from client.archive.labels import LabelRow, column_marks, key_type, listed_marks, read_labels, read_rows
 from client.archive.manifest import Entry
-from client.site import LabelSettings
+from client.archive.settings import LabelSettings
 from cxrbase_model.labels import Mark, Vocabulary
 from cxrbase_model.settings import SettingsError
 

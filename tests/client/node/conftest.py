@@ -88,7 +88,9 @@ class SuperNode:
     def _whole(self, message: Message) -> tuple[Message, bytes]:
         store = self.state.object_store
         tree = store.get_object_tree(message.metadata.message_id)
-        contents = {each.object_id: bytes(store.get(each.object_id) or b"") for each in iterate_object_tree(tree)}
+        objects = [each.object_id for each in iterate_object_tree(tree)]
+        wait_for(lambda: all(store.get(each) for each in objects))  # the message is there before its content
+        contents = {each: bytes(store.get(each) or b"") for each in objects}
         whole = inflate_object_from_contents(message.metadata.message_id, contents)
         assert isinstance(whole, Message)
         return whole, b"".join(contents.values()) + repr(message.metadata).encode() + str(vars(whole)).encode()

@@ -46,6 +46,19 @@ def test_tasks_run_one_after_the_other(supernode: SuperNode, task_for: Callable[
     assert reply_from_message(message).code is Code.BUNDLE
 
 
+def test_a_runner_that_was_killed_is_answered_for_at_once_and_the_next_task_runs(
+    supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task], site: Site
+) -> None:
+    supernode.offer(task_for("mae"), release_bundle())
+    wait_for((site.private / "client.log").exists)  # it has the task
+    os.kill(runners(executor.pid)[0], signal.SIGKILL)
+    message, _ = supernode.wait_for_answer()
+    assert message.error.reason == "the hospital has no answer"
+    supernode.offer(task_for("describe"), release_bundle())
+    message, _ = supernode.wait_for_answer()
+    assert reply_from_message(message).code is None
+
+
 def test_a_runner_ends_with_its_executor(
     supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task]
 ) -> None:

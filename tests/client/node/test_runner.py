@@ -181,7 +181,7 @@ def test_no_text_of_an_error_in_the_runner_or_the_installed_code_leaves(
         "refuse": "client.app.refusal",
         "read_site": "client.app.read_site",
         "Cache": "client.app.Cache.open",
-        "pretrain": "client.work.pretrain",
+        "pretrain": "client.local.pretrain",
     }
     monkeypatch.setattr(targets[place], fail)
     bundle = b"unknown" if place == "refuse" else release_bundle()

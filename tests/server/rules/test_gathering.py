@@ -12,6 +12,7 @@ import torch
 from cxrbase_model.aggregation import AngleMean, BoundedMean, GeometricMedian, Krum, Mean, Median, Rule, TrimmedMean
 from cxrbase_model.state import State, digest
 from server.rules.gathering import SPOOL, gathering
+from server.rules.held import Held
 
 RULES: list[Rule] = [
     Mean(), BoundedMean(bound=1.0), AngleMean(), Median(), TrimmedMean(), Krum(), Krum(selected=3), GeometricMedian(),
@@ -24,11 +25,16 @@ def drawn(seed: int, spread: float = 1.0, centre: float = 0.0) -> State:
     return {name: centre + spread * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
 
-def aggregated(rule: Rule, updates: Mapping[str, State], folder: Path, usual: float | None = None) -> State:
-    with gathering(rule, drawn(99), folder, usual) as gathered:
+def aggregated(
+    rule: Rule, updates: Mapping[str, State], folder: Path, usual: float | None = None, *, hold: bool = False, without: str = ""
+) -> State:  # fmt: skip
+    with gathering(rule, drawn(99), folder, usual, hold=hold) as gathered:
         for site, update in updates.items():
             assert gathered.fits(update, 1)
             gathered.fold(site, update, 10 + 7 * (ord(site) % 5))
+        for site in without:
+            assert isinstance(gathered, Held)
+            gathered.leave_out(site)
         return gathered.result()
 
 
@@ -53,6 +59,15 @@ def test_hospitals_that_agree_are_followed(rule: Rule, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}")
+def test_an_update_that_is_left_out_again_leaves_the_bits_of_a_round_without_it(rule: Rule, tmp_path: Path) -> None:
+    updates = {name: drawn(seed) for seed, name in enumerate("gfedcba")}
+    fewer = {name: update for name, update in updates.items() if name not in "cf"}
+    held = aggregated(rule, updates, tmp_path, hold=True, without="cf")
+    assert digest(held) == digest(aggregated(rule, fewer, tmp_path))
+    assert not (tmp_path / SPOOL).exists()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}")
 def test_an_attempt_that_ends_without_replies_leaves_nothing_behind(rule: Rule, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no updates"), gathering(rule, drawn(99), tmp_path, None) as gathered:
         gathered.result()
@@ -74,3 +89,18 @@ def test_a_bound_is_taken_from_the_last_rounds_where_the_plan_names_none(tmp_pat
     bounded = aggregated(BoundedMean(factor=2.0), updates, tmp_path, usual=1.5)
     torch.testing.assert_close(unbounded["scale"], torch.tensor(3.0))
     torch.testing.assert_close(bounded["scale"], torch.tensor(3.0 * 2.0 * 1.5 / length))
+
+
+def test_in_a_stages_first_round_the_bound_is_the_median_norm_of_its_own_updates(tmp_path: Path) -> None:
+    lengths = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 500.0}  # the lower of the two in the middle is 2
+    updates = {
+        site: {name: torch.full(shape, length / 27**0.5) for name, shape in SHAPES.items()} for site, length in lengths.items()
+    }  # fmt: skip
+    weights = {site: 10 + 7 * (ord(site) % 5) for site in updates}
+    counted = {"a": 1.0, "b": 2.0, "c": 2.0, "d": 2.0}
+    expected = sum(weights[site] * counted[site] for site in updates) / sum(weights.values())
+    bounded = aggregated(BoundedMean(), updates, tmp_path)
+    torch.testing.assert_close(bounded["scale"], torch.tensor(expected / 27**0.5))
+    doubled = aggregated(BoundedMean(factor=2.0), updates, tmp_path)
+    expected = sum(weights[site] * min(lengths[site], 4.0) for site in updates) / sum(weights.values())
+    torch.testing.assert_close(doubled["scale"], torch.tensor(expected / 27**0.5))

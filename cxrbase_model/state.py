@@ -83,10 +83,10 @@ def is_finite(state: Mapping[str, Tensor]) -> bool:
 
 def norm(state: Mapping[str, Tensor]) -> float:
     """The Euclidean norm over all tensors, summed in float64."""
-    return math.sqrt(sum(_square(tensor) for tensor in state.values()))
+    return math.sqrt(sum(square(tensor) for tensor in state.values()))
 
 
-def _square(tensor: Tensor) -> float:
+def square(tensor: Tensor) -> float:
     """The sum of squares, in float64 a piece at a time: a copy of the whole would be twice as large as the tensor."""
     pieces = (piece.double() for piece in torch.split(tensor.reshape(-1), _PIECE))
     return sum((float(piece @ piece) for piece in pieces), 0.0)

@@ -9,9 +9,8 @@ from cxrbase_model.settings import knob
 PRECISIONS = ("float32", "bf16", "int8")
 SPARSE = "topk"  # of updates alone: most numbers are left out
 COMPRESSIONS = ("none", "zstd")
-CHUNK_BYTES = (
-    1 << 20
-)  # of Flower's pieces: it sends two at a time, and again where a line breaks; each costs the SuperLink about 10 ms
+# Of Flower's pieces: two are on their way at a time, and are sent again where a line breaks; each costs the SuperLink about 10 ms.
+CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)

@@ -48,27 +48,6 @@ def divided(state: Mapping[str, Tensor]) -> tuple[State, State]:
     return weights, {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
 
 
-class WeightsOnly(Mapping[str, Tensor]):
-    """An update without its variates, whose tensors are still made as they are read."""
-
-    def __init__(self, update: Mapping[str, Tensor]) -> None:
-        self._update = update
-        self._names = dict.fromkeys(name for name in update if not name.startswith(PREFIX))
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The tensor; KeyError where it is none of the weights."""
-        self._names[name]
-        return self._update[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        """The number of tensors."""
-        return len(self._names)
-
-
 class Path:
     """The gradients that a model went along, summed as they come."""
 

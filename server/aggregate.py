@@ -57,11 +57,14 @@ class WeightedMean:
         largest = max((_largest(tensor) for tensor in update.values() if tensor.numel()), default=0.0)
         return largest * weight * 1000 < _LIMIT
 
-    def fold(self, update: Mapping[str, Tensor], weight: int) -> None:
-        """Add one update; `weight` is a positive whole number. ValueError where it is not, or the range is left; OSError on a full disk."""
+    def fold(self, update: Mapping[str, Tensor], weight: int, *, fits: bool = False) -> None:
+        """Add one update; `weight` is a positive whole number. ValueError where it is not, or the range is left; OSError on a full disk.
+
+        fits: the caller has asked already, and looking through all numbers again would find nothing new.
+        """
         if weight < 1:
             raise ValueError(f"weight: expected a positive whole number, found {weight}")
-        if not self.fits(update, weight):
+        if not fits and not self.fits(update, weight):
             raise ValueError("update: its largest element times its weight leaves the accumulator's range")
         self._file.seek(0)
         for name in self._shapes:

@@ -32,7 +32,7 @@ from server.gate import Gate
 from server.home import Home
 
 _LOOK_EVERY = 2.0  # seconds between looks at the certificate's file
-_TO_TAKE = 60  # seconds that a hospital has to take a piece of a message
+_TO_TAKE = 150  # seconds that a hospital has to take a piece of a message: a line of 0.5 Mbit/s takes two in that time
 
 
 def main() -> None:

@@ -127,6 +127,10 @@ def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterat
 
     ours = setting.kind == "ours"
     port, home, switches = free_port(), folder / "flower", _SWITCHES if ours else {}
+    share = max(
+        1, (os.cpu_count() or 1) // setting.hospitals
+    )  # of the cores, since hospitals have machines of their own
+    hospital = switches | {"OMP_NUM_THREADS": str(share)}
     home.mkdir()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
@@ -141,7 +145,7 @@ def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterat
         _await_lines(folder / "flower-superlink.log", "Uvicorn running on", 1)
         if setting.light:
             nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals), str(folder / setting.kind)]
-            sessions[stack.enter_context(_daemon(_PYTHON, nodes, folder, switches))] = "supernodes"
+            sessions[stack.enter_context(_daemon(_PYTHON, nodes, folder, hospital))] = "supernodes"
         for index in range(0 if setting.light else setting.hospitals):
             own = free_port()
             reached = port if setting.rate is None else stack.enter_context(Line(port, setting.rate)).port
@@ -152,10 +156,10 @@ def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterat
                 secret.write_bytes(b"0" * 32)
                 node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
                 executor = ["-m", "bench.wire.executor", f"127.0.0.1:{own}", str(secret)]
-                sessions[stack.enter_context(_daemon(_PYTHON, executor, folder, switches))] = "supernodes"
+                sessions[stack.enter_context(_daemon(_PYTHON, executor, folder, hospital))] = "supernodes"
                 node = ["-m", "client.node.supernode", str(os.getpid()), "0", *node]
             program = _PYTHON if ours else "flower-supernode"
-            sessions[stack.enter_context(_daemon(program, node, folder, switches))] = "supernodes"
+            sessions[stack.enter_context(_daemon(program, node, folder, hospital))] = "supernodes"
         _await_lines(folder / "flower-superlink.log", "[Fleet.ActivateNode] Activated", setting.hospitals)
         time.sleep(2)  # until a SuperNode's first question has been answered
         yield folder

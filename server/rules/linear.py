@@ -21,8 +21,8 @@ class Plain:
         return self._mean.fits(update, weight)
 
     def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
-        """Add it."""
-        self._mean.fold(update, weight)
+        """Add it, of which `fits` was asked."""
+        self._mean.fold(update, weight, fits=True)
 
     def result(self) -> State:
         """The mean; ValueError where nothing was added."""

@@ -12,8 +12,7 @@ from torch import nn
 
 from cxrbase_model.plan import Plan, plan_from_text, plan_to_text
 from cxrbase_model.settings import SettingsError, read, to_mapping
-from cxrbase_model.state import norm
-from cxrbase_model.variates import WeightsOnly, divided, prefixed, steered
+from cxrbase_model.variates import divided, prefixed, steered
 from tests.server.hospitals import plan
 
 Vector = NDArray[np.float64]
@@ -144,14 +143,10 @@ def test_after_the_block_and_for_other_models_nothing_is_corrected() -> None:
     assert path.mean()["x"].tolist() == [1.0] * 4, "the gradient before it was corrected"
 
 
-def test_what_travels_beside_the_weights_comes_apart_again_and_has_no_part_in_norms() -> None:
+def test_what_travels_beside_the_weights_comes_apart_again() -> None:
     whole = {"a.w": torch.tensor([3.0, 4.0])} | prefixed({"a.w": torch.tensor([1e6, 0.0])})
     weights, variates = divided(whole)
     assert (list(weights), list(variates)) == (["a.w"], ["a.w"])
-    assert norm(WeightsOnly(whole)) == 5.0
-    assert len(WeightsOnly(whole)) == 1
-    with pytest.raises(KeyError):
-        WeightsOnly(whole)["control/a.w"]
 
 
 def planned(federation: dict[str, Any] | None = None, **sections: Any) -> Plan:

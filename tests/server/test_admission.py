@@ -63,6 +63,16 @@ def test_a_sound_update_is_admitted_with_its_norm() -> None:
     assert torch.equal(result.update["head.bias"], UPDATE["head.bias"])
 
 
+def test_variates_that_travel_beside_an_update_have_no_part_in_its_norm() -> None:
+    variates = {f"control/{name}": tensor + 1e6 for name, tensor in UPDATE.items()}
+    reference = REFERENCE | {f"control/{name}": tensor for name, tensor in REFERENCE.items()}
+    result = admit_update(replace(REPLY, update=pack(UPDATE | variates)), reference, max_norm=2.0)
+    assert result.norm == pytest.approx((6 * 0.25 + 2) ** 0.5)
+    variates["control/head.bias"][0] = torch.nan
+    with pytest.raises(Rejected, match=Code.NOT_FINITE.value):
+        admit_update(replace(REPLY, update=pack(UPDATE | variates)), reference, max_norm=2.0)
+
+
 def broken(**tensors: torch.Tensor) -> bytes:
     return pack({**UPDATE, **{name.replace("_", "."): tensor for name, tensor in tensors.items()}})
 

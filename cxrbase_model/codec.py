@@ -144,6 +144,12 @@ class Opened(Mapping[str, Tensor]):
         self._names[name]
         return restored(self._packed[name], self._packed[SCALE + name])
 
+    @property
+    def at_most(self) -> float:
+        """What no magnitude is above, told without making a tensor."""
+        scales = (self._packed[SCALE + name] for name in self._names)
+        return max((128 * float(scale.abs().max()) for scale in scales if scale.numel()), default=0.0)
+
     def __iter__(self) -> Iterator[str]:
         """The names."""
         return iter(self._names)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cxrbase_model.codec import Opened
 from cxrbase_model.state import State
 
 FRACTION_BITS = 32  # resolution 2^-32 of weight x update: far below float32's own at the size of weights
@@ -54,6 +55,8 @@ class WeightedMean:
 
     def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
         """Whether an update can be added without leaving the accumulator's range, room for 1,000 like it included."""
+        if isinstance(update, Opened):
+            return update.at_most * weight * 1000 < _LIMIT
         largest = max((_largest(tensor) for tensor in update.values() if tensor.numel()), default=0.0)
         return largest * weight * 1000 < _LIMIT
 

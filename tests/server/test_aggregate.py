@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cxrbase_model.codec import encode, opened
+from cxrbase_model.transport import Packing
 from server.aggregate import WeightedMean
 
 
@@ -92,3 +94,11 @@ def test_sums_that_a_killed_attempt_left_do_not_count_and_none_are_left_at_the_e
         mean.fold({"w": torch.ones(2)}, 1)
         assert torch.equal(mean.result()["w"], torch.ones(2))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e20])
+def test_whether_an_int8_update_fits_is_told_by_its_scales(tmp_path: Path, size: float) -> None:
+    update = {"w": torch.tensor([[0.5, -1.0], [0.25, 0.0]]) * size}
+    packing = Packing("int8", "zstd")
+    with WeightedMean(update, tmp_path / "sums") as mean:
+        assert mean.fits(opened(encode(update, packing), packing, 4), 10) == mean.fits(update, 10) == (size == 1.0)

@@ -30,7 +30,11 @@ def write_plots(findings: Findings, folder: Path) -> list[Path]:
     """Write what can be drawn of the results so far; the files."""
     written = []
     for part in findings.config.parts:
-        drawn = attack_plot(findings, part) if part.attacks else convergence_plot(findings, part)
+        drawn = ""
+        if part.attacks:
+            drawn = attack_plot(findings, part)
+        elif part.curve:  # else AUROC is known at the end alone
+            drawn = convergence_plot(findings, part)
         if drawn:
             file = folder / f"{part.name}.svg"
             file.write_text(drawn, encoding="utf-8")

@@ -26,7 +26,7 @@ from sim.cli import main
 from sim.compare import Attack, CompareConfig, Job, Rule, jobs, mark, plan_of, read_compare
 from sim.compare_bench import Bench, Result, update_attack
 from sim.compare_findings import Curves, Findings, Value, cell, paired
-from sim.compare_plot import loss_table
+from sim.compare_plot import loss_table, write_plots
 from sim.compare_table import judged, rounds_to, tables
 
 PLAN = {
@@ -332,6 +332,15 @@ def test_the_tables_are_right_on_made_up_results(done: Path, tmp_path: Path) -> 
     text = tables(Findings(bench))
     assert "| `median` | 0.500 (0.500 to 0.500) | not done | 50.0 (50.0 to 50.0) |" in text
     assert "| `median` | not done |  |  |" in text, "no verdict before all attacks were tried"
+
+
+def test_no_curve_is_drawn_where_the_end_alone_was_tested(done: Path, tmp_path: Path) -> None:
+    bench = dataclasses.replace(bench_of(done), out=tmp_path)
+    cuts = next(part for part in bench.config.parts if not part.attacks)
+    for curve in (True, False):
+        config = dataclasses.replace(bench.config, parts=(dataclasses.replace(cuts, curve=curve),))
+        findings = made_up(dataclasses.replace(bench, config=config), {}, [0.9, 0.97] if curve else [0.97])
+        assert [file.name for file in write_plots(findings, tmp_path)] == ([f"{cuts.name}.svg"] if curve else [])
 
 
 def test_rounds_are_counted_to_the_first_that_reaches_the_goal() -> None:

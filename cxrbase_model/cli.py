@@ -74,6 +74,10 @@ def _info(plan: Plan, arguments: argparse.Namespace) -> None:
 
 
 def _train(plan: Plan, arguments: argparse.Namespace) -> None:
+    for option in ("devices", "micro_batch"):
+        number = getattr(arguments, option)
+        if number is not None and number < 1:
+            raise SettingsError(f"--{option.replace('_', '-')}: expected at least 1, found {number}")
     runtime = Runtime(
         torch.device(arguments.device), plan.precision, arguments.micro_batch, arguments.compile, arguments.recompute,
         arguments.deterministic,

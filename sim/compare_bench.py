@@ -69,12 +69,7 @@ class Bench:
     @cached_property
     def pool(self) -> Pool:
         """All pictures; identifiers that are no person's are taken apart."""
-        pool = Pool(self.sites)
-        if self.config.largest_patient is not None:
-            _, index, counts = np.unique(pool.patients, return_inverse=True, return_counts=True)
-            apart = counts[index] > self.config.largest_patient
-            pool.patients[apart] = (pool.hospitals[apart] << 32) + (1 << 31) + np.flatnonzero(apart)
-        return pool
+        return Pool(self.sites, self.config.largest_patient)
 
     @cached_property
     def splits(self) -> NDArray[np.uint8]:

@@ -90,6 +90,16 @@ def test_two_processes_end_where_one_does(
     assert norm(subtract(two, one)) < 1e-3 * norm(one)
 
 
+@pytest.mark.parametrize("option", ["--devices", "--micro-batch"])
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_number_below_one_is_refused_by_name(
+    plan_file: Path, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, number: str
+) -> None:
+    assert train(plan_file, arrays, tmp_path / "out", option, number) == 2
+    assert f"{option}: expected at least 1, found {number}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupted_run_ends_in_the_same_weights(
     plan_file: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

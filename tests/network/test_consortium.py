@@ -45,7 +45,9 @@ def ended(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Depl
         deployment.wait_until(lambda: trains(deployment.hospitals["riverside"]), "riverside has not begun to train")
         power_cut()(deployment)
         deployment.wait_for_round(1)
+        deployment.hospitals["riverside"].line.stall()  # the rounds may not end before the operator's wish has come
         assert command(deployment, "pause").returncode == 0
+        deployment.hospitals["riverside"].line.mend()
         deployment.wait_until(lambda: deployment.status().get("state") == "paused", "the run was not held")
         held = command(deployment, "status", "--json")
         assert held.returncode == 4

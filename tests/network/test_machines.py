@@ -59,7 +59,9 @@ def test_the_operators_full_disk_costs_time_and_no_round(tmp_path: Path, plan: P
     with Deployment(tmp_path / "net", plan, make_sites(tmp_path / "sites", plan)) as deployment:
         deployment.start()
         deployment.wait_for_round(1)
+        deployment.hospitals["riverside"].line.stall()  # the rounds may not end before the disk is full
         ballast = fill(run, 1 << 20)
+        deployment.hospitals["riverside"].line.mend()
         deployment.wait_until(lambda: "have died" in deployment.operator.tail(), "the rounds go on without a disk")
         committed = deployment.committed()
         assert committed < 3

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cxrbase_model.bundle import bundle_digest, release_bundle
 from cxrbase_model.files import locked
-from cxrbase_model.plan import Plan, read_plan
+from cxrbase_model.plan import Plan, read_plan, timeline
 from cxrbase_model.processes import Backoff, Program
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.transport import CHUNK_BYTES
@@ -70,26 +70,28 @@ class Rounds:
         process = self._process()
         if process is not None and self._held():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(process[0], signal.SIGKILL)
 
     def _held(self) -> bool:
         with locked(self._folder / "run.lock") as free:
             return not free
 
-    def _process(self) -> int | None:
-        process = (read_status(self._folder) or {}).get("process")
-        return process if isinstance(process, int) else None
+    def _process(self) -> tuple[int, str] | None:
+        """Its number, and a name of its own: in a container that was started again the number is often the one of before."""
+        status = read_status(self._folder) or {}
+        process = status.get("process")
+        return (process, str(status.get("session"))) if isinstance(process, int) else None
 
 
 class Daemon:
-    """Runs a consortium's plan; `say` is given a sentence for each thing that happens."""
+    """Runs a consortium's plan until `ending` is set; `say` is given a sentence for each thing that happens."""
 
-    def __init__(self, file: Path, consortium: Consortium, plan: Plan, say: Say) -> None:
+    def __init__(self, file: Path, consortium: Consortium, plan: Plan, say: Say, ending: threading.Event) -> None:
         self._file, self._consortium, self._say = file, consortium, say
         self._plan = plan
         self._home = Home(consortium.home)
         self._bundle = release_bundle()
-        self._ending = threading.Event()
+        self._ending = ending
         self._superlink: Program | None = None
         self._links, self._sessions = Backoff(), Backoff()
         self._rounds = Rounds(consortium.run)
@@ -98,16 +100,14 @@ class Daemon:
     def run(self) -> tuple[str, str]:
         """Run until the plan is done, the run has failed for good, or somebody ends it; gives how (as `Rounds`) and a sentence."""
         self._prepare()
+        if RunStore(self._consortium.run, self._plan).next_round > len(timeline(self._plan)):
+            return "done", ""  # started again after its end, by a reboot or a container's restart
         try:
             return self._supervise()
         finally:
             if self._superlink is not None:
                 self._superlink.end(_GRACE)
             self._rounds.end()
-
-    def end(self) -> None:
-        """Have `run` end soon; safe from a signal handler."""
-        self._ending.set()
 
     def _prepare(self) -> None:
         run = self._consortium.run
@@ -215,8 +215,8 @@ class Daemon:
         self._say("the rounds are submitted")
 
 
-def start(file: Path, consortium: Consortium, say: Say) -> tuple[str, str]:
-    """Run a consortium's plan until it ends; SettingsError or StoreError where it cannot begin."""
+def start(file: Path, consortium: Consortium, say: Say, ending: threading.Event) -> tuple[str, str]:
+    """Run a consortium's plan until it ends; SettingsError or StoreError where it cannot begin. SIGTERM and SIGINT set `ending`."""
     if consortium.plan is None:
         raise StoreError(f"{file}: plan: is required to start (the training plan)")
     if not Authority(consortium.home).exists():
@@ -226,10 +226,9 @@ def start(file: Path, consortium: Consortium, say: Say) -> tuple[str, str]:
     with locked(Home(consortium.home).lock) as alone:
         if not alone:
             raise StoreError(f"{file}: is started already, on this machine")
-        daemon = Daemon(file.resolve(), consortium, plan, say)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.end())
-        return daemon.run()
+            signal.signal(number, lambda *_: ending.set())
+        return Daemon(file.resolve(), consortium, plan, say, ending).run()
 
 
 def environment(home: Home) -> dict[str, str]:

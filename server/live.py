@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -32,8 +33,8 @@ class Live:
         self._requests = Requests(folder)
         earlier = read_status(folder) or {}
         self._status: dict[str, Any] = {
-            "schema": STATUS_SCHEMA, "state": "starting", "process": os.getpid(), "detail": "", "round": None,
-            "stage": None, "attempt": None, "since": time.time(), "waiting_for": [], "nodes": earlier.get("nodes", {}),
+            "schema": STATUS_SCHEMA, "state": "starting", "process": os.getpid(), "session": secrets.token_hex(8), "detail": "",
+            "round": None, "stage": None, "attempt": None, "since": time.time(), "waiting_for": [], "nodes": earlier.get("nodes", {}),
         }  # fmt: skip
         self._names: dict[int, str] = {}
         self._write()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,14 @@ console = Console(highlight=False, soft_wrap=True, width=_WIDEST)
 
 def add(commands: Any) -> None:
     """`start`, `status`, `pause`, `resume` and `stop`."""
-    _command(
+    start = _command(
         commands, "start", _start, "run the plan: start the server and see to it until the plan is done",
         "Start the server, let the enrolled hospitals in and run the plan's rounds. After whatever has ended it, the same command "
         f"goes on with the next round. Exit status: {EXITS}.",
+    )  # fmt: skip
+    start.add_argument(
+        "--stay", action="store_true",
+        help="stay, with nothing running, once the run is done or stopped; for what starts again whatever ends, as containers are",
     )  # fmt: skip
     status = _command(commands, "status", _status, "how a run stands", f"Exit status: {EXITS}.")
     status.add_argument("--json", action="store_true", help="for programs")
@@ -68,13 +73,16 @@ def _start(arguments: argparse.Namespace) -> int:
 
     _warn(consortium)
     Requests(consortium.run).withdraw("stop")
-    state, detail = start(arguments.consortium, consortium, say)
+    ending = threading.Event()
+    state, detail = start(arguments.consortium, consortium, say, ending)
     if state == "done":
         console.print(summary_text(finish(consortium.run)))
         say(f"the plan is done: {consortium.run / 'report.html'}")
-        return EXIT_DONE
-    say(f"{state}: {detail}" if detail else state)
-    return EXIT_FAILED if state == "failed" else EXIT_STOPPED
+    else:
+        say(f"{state}: {detail}" if detail else state)
+    if arguments.stay and state in ("done", "stopped"):
+        ending.wait()  # set already where a signal has ended the run
+    return {"done": EXIT_DONE, "failed": EXIT_FAILED}.get(state, EXIT_STOPPED)
 
 
 def _warn(consortium: Consortium) -> None:

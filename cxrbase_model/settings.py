@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"{path}: there is no such file") from None
+    except PermissionError:
+        raise SettingsError(f"{path}: may not be read by the user that runs this, number {os.geteuid()}") from None
     except IsADirectoryError:
         raise SettingsError(f"{path}: is a folder, expected a YAML file") from None
     except UnicodeDecodeError:

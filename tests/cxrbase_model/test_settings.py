@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, content: bytes, prob
     with pytest.raises(SettingsError, match=problem) as caught:
         load_yaml(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_file_that_may_not_be_read_is_named_with_the_user_who_may_not(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("schema: 1\n", encoding="utf-8")
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may read everything
+    try:
+        with pytest.raises(SettingsError, match=f"may not be read by the user that runs this, number {os.geteuid()}"):
+            load_yaml(path)
+    finally:
+        os.seteuid(user)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

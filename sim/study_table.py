@@ -79,14 +79,16 @@ def shares(bench: Bench) -> Table:
     )  # fmt: skip
     lines = []
     groups = [group for group in _groups(bench) if not group[0].without]
-    scratch = {group[0].labels: group for group in groups if group[0].recipe.init == "random"}
+    full = groups[0][0].stage if groups else ""
+    scratch = {g[0].labels: g for g in groups if g[0].recipe.init == "random" and g[0].stage == full}
     for group in groups:
         job = group[0]
         patients = np.mean([int(np.load(bench.do(each))["patients"]) for each in group])
         for hospital in bench.pools[job.recipe.pictures].names:
             found = _tested(bench, group, hospital)
             if found is not None:
-                other = _tested(bench, scratch[job.labels], hospital) if job.recipe.init == "mae" else None
+                against = scratch[job.labels]
+                other = None if group is against else _tested(bench, against[: len(group)], hospital)
                 start = "pretrained" if job.recipe.init == "mae" else "scratch"
                 auc, *others = _measures(found)
                 cells = (f"{job.labels:.0%}", f"{patients:.0f}", job.stage, start, hospital, auc, _ahead(found, other))

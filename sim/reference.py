@@ -41,4 +41,4 @@ def build_reference(network: str, findings: int, seed: int) -> ReferenceNetwork:
     """The network from random weights, which timm draws from torch's own generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ReferenceNetwork(network, findings).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return ReferenceNetwork(network, findings).to(memory_format=torch.channels_last)

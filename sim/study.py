@@ -158,6 +158,10 @@ def read_study(path: Path) -> tuple[StudyConfig, Plan]:
     plan = read_plan(path.parent / config.plan)
     if not isinstance(plan.stages[0], PretrainStage) or len(plan.stages) < 2:
         raise SettingsError(f"{path}: plan: expected a plan that pretrains and then fine-tunes, found {plan.name}")
+    if config.reference.network in [stage.name for stage in plan.stages]:
+        raise SettingsError(
+            f"{path}: reference.network: expected another name than a stage's, found {config.reference.network!r}"
+        )
     return config, plan
 
 

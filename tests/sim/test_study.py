@@ -136,6 +136,15 @@ def test_an_unknown_recipe_is_named(study: Path) -> None:
         read_study(study / "study.yaml")
 
 
+def test_a_reference_that_is_named_as_a_stage_is_an_error(study: Path) -> None:
+    stages = [*PLAN["stages"], {"kind": "finetune", "name": "resnet18", "rounds": 1}]  # type: ignore[misc]
+    (study / "plan.yaml").write_text(yaml.safe_dump({**PLAN, "stages": stages}))
+    with pytest.raises(
+        SettingsError, match=r"reference\.network: expected another name than a stage's, found 'resnet18'"
+    ):
+        read_study(study / "study.yaml")
+
+
 def test_both_starts_learn_from_the_same_draws_and_the_reference_from_the_first_ones(study: Path) -> None:
     shares = [job for job in jobs(*read_study(study / "study.yaml")) if not job.without]
     kinds = [(job.stage, job.recipe.init, job.seed) for job in shares]

@@ -78,9 +78,11 @@ def test_a_study_writes_its_tables_and_goes_on_where_it_stopped(study: Path) -> 
     text = (study / "out" / "study.md").read_text()
     assert "| west | plain |" in text
     assert "| west | all |" in text
+    assert re.search(r"\| 50% \| 1 \| probe \| east \| 0\.\d+ \| 0\.\d+ \| [+-]0\.\d+ \(.*\), [01] of 1 \|", text)
     page = (study / "out" / "study.html").read_text()
     assert page.count("data:image/png") == 4 * 4  # two hospitals, two labels, four pictures of each
     assert "west: plain" in page
+    assert "AUROC of resnet18" in page
     assert (study / "out" / "pretrained" / "equalize-west-1" / "config.json").exists()
     done = sorted((study / "out" / "jobs").glob("*.npz"))
     assert len(done) == 2 + 2 * 4 + 1  # two recipes; two draws of both trainings from both starts; one of the reference

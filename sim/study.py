@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
+
 from cxrbase_model.plan import Augmentation, FinetuneStage, Plan, PretrainStage, read_plan
 from cxrbase_model.settings import SettingsError, digest, knob, load_yaml, read
 from sim.config import FolderHospitals
@@ -71,6 +73,26 @@ class Share:
         1, low=1, high=1000,
         why="how often validation patients are looked at, at even distances; the best look's weights are kept, and with 1 the last ones",
     )  # fmt: skip
+    reference_draws: int = knob(
+        0, low=0, high=1000, why="on how many of the draws, the first ones, the reference is trained"
+    )
+
+    def __post_init__(self) -> None:
+        if self.reference_draws > self.draws:
+            raise SettingsError(f"reference_draws: expected at most draws, {self.draws}; found {self.reference_draws}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A usual network from random weights, trained as the first fine-tuning stage is, but for what stands here."""
+
+    network: str = knob("resnet18", why="its name in timm")
+    lr: float = knob(8e-3, low=0.0, high=1.0, why="base learning rate; scaled by batch size / 256")
+    weight_decay: float = knob(0.05, low=0.0, high=1.0, why="weight decay of matrices and kernels")
+
+    def __post_init__(self) -> None:
+        if not timm.is_model(self.network):
+            raise SettingsError(f"network: expected a name of timm's, such as resnet18; found {self.network!r}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,7 @@ class StudyConfig:
     scratch_lr: float | None = knob(
         None, low=0.0, high=1.0, why="base learning rate from random weights; none takes the stage's"
     )
+    reference: Reference = knob(factory=Reference, why="what is trained beside, where a share has reference_draws")
     recipe: str = knob(why="the recipe of the trainings with shares of the labels")
     recipes: tuple[Recipe, ...] = knob(why="recipes that are compared on unseen hospitals")
 
@@ -135,6 +158,10 @@ def read_study(path: Path) -> tuple[StudyConfig, Plan]:
     plan = read_plan(path.parent / config.plan)
     if not isinstance(plan.stages[0], PretrainStage) or len(plan.stages) < 2:
         raise SettingsError(f"{path}: plan: expected a plan that pretrains and then fine-tunes, found {plan.name}")
+    if config.reference.network in [stage.name for stage in plan.stages]:
+        raise SettingsError(
+            f"{path}: reference.network: expected another name than a stage's, found {config.reference.network!r}"
+        )
     return config, plan
 
 
@@ -149,14 +176,12 @@ def jobs(config: StudyConfig, plan: Plan) -> Iterator[Job]:
     for share in config.labels:
         for seed in range(1, share.draws + 1):
             for stage in stages:
-                for init in starts(stage):
+                for init in ("random", "mae"):
                     recipe = dataclasses.replace(chosen, init=init)
                     yield Job(stage.name, recipe, share.labels, share.steps, share.looks, "", seed)
-
-
-def starts(stage: FinetuneStage) -> tuple[str, ...]:
-    """What a stage is started from: in random weights there is nothing to probe, and probes are compared with full training from scratch."""
-    return ("mae",) if stage.trains == "head" else ("random", "mae")
+            if seed <= share.reference_draws:
+                recipe = dataclasses.replace(chosen, init="random", head="trained")
+                yield Job(config.reference.network, recipe, share.labels, share.steps, share.looks, "", seed)
 
 
 def pretraining_name(pictures: Pictures, without: str, seed: int) -> str:

@@ -29,6 +29,7 @@ from sim.choice import Batch, Chooser
 from sim.erasure import embeddings, refit
 from sim.pool import TEST, TRAIN, VALIDATION, Pool, stratified_share
 from sim.probe import linear_probe
+from sim.reference import build_reference
 from sim.study import Job, Pictures, StudyConfig, pretraining_name
 
 
@@ -89,7 +90,10 @@ class Bench:
     def _start(self, job: Job, pool: Pool) -> tuple[Classifier, FinetuneStage]:
         """The classifier before its training, and the stage that trains it."""
         plan = dataclasses.replace(self.plan, seed=job.seed)
-        stage = self._stage(plan, job)
+        if job.stage == self.config.reference.network:
+            findings = len(plan.data.findings)
+            return build_reference(job.stage, findings, job.seed), self._reference_stage(job)
+        stage = self.stage(plan, job)
         plan = dataclasses.replace(plan, stages=(plan.stages[0], stage))
         if job.recipe.init == "mae":
             pretraining_seed = self.config.pretraining_seed(job.seed)
@@ -135,18 +139,25 @@ class Bench:
         known, new = (embeddings(model, pool.batches(rows), self.runtime) for rows in (train, test))
         return linear_probe(known, pool.hospitals[train], new, pool.hospitals[test])
 
-    def _stage(self, plan: Plan, job: Job) -> FinetuneStage:
+    def stage(self, plan: Plan, job: Job) -> FinetuneStage:
+        """The plan's stage as the job's start and recipe have it."""
         stage = plan.stage(job.stage)
         assert isinstance(stage, FinetuneStage)  # jobs() names only those
         init = f"stage:{plan.stages[0].name}" if job.recipe.init == "mae" else "random"
         stage = dataclasses.replace(stage, init=init, augmentation=job.recipe.augmentation)
-        if init == "random":  # there is nothing to probe and nothing to keep in random weights
+        if init == "random" and stage.trains != "head":  # there is nothing to keep in random weights
             rate = stage.optimizer.lr if self.config.scratch_lr is None else self.config.scratch_lr
-            stage = dataclasses.replace(
-                stage, trains="all" if stage.trains == "head" else stage.trains, layer_decay=1.0,
-                optimizer=dataclasses.replace(stage.optimizer, lr=rate),
-            )  # fmt: skip
+            optimizer = dataclasses.replace(stage.optimizer, lr=rate)
+            stage = dataclasses.replace(stage, layer_decay=1.0, optimizer=optimizer)
         return stage
+
+    def _reference_stage(self, job: Job) -> FinetuneStage:
+        first = next(each for each in self.plan.stages if isinstance(each, FinetuneStage))
+        reference = self.config.reference
+        optimizer = dataclasses.replace(first.optimizer, lr=reference.lr, weight_decay=reference.weight_decay)
+        return dataclasses.replace(
+            first, name=reference.network, trains="all", optimizer=optimizer, augmentation=job.recipe.augmentation
+        )
 
     def pretrained(self, pictures: Pictures, without: str, seed: int) -> Path:
         """The file of the autoencoder pretrained on the training pictures of all hospitals but one; trained where it is missing.

@@ -25,7 +25,7 @@ from server.page import environment
 from sim.pool import TEST, Pool
 from sim.study import Job
 from sim.study_bench import Bench
-from sim.study_table import Line, shares, unseen
+from sim.study_table import Line, against_reference, shares, unseen
 
 _UNSEEN = (
     "Hospitals that took part in nothing",
@@ -37,12 +37,17 @@ _SHARES = (
     "Held-out patients of hospitals that took part, by the share of the labelled patients that was learned from. The difference is to full "
     "training from random weights on the same patients, draw by draw.",
 )
+_REFERENCE = (
+    "Beside a usual network",
+    "The same held-out patients, after training from the pretrained encoder and after training the reference network from random weights, on "
+    "the same draws of patients, for the same steps. The chart shows the trainings from the pretrained encoder.",
+)
 
 
 def page(bench: Bench) -> str:
     """The whole page, self-contained."""
     pool = next(iter(bench.pools.values()))
-    parts = [(*_UNSEEN, unseen(bench)), (*_SHARES, shares(bench))]
+    parts = [(*_UNSEEN, unseen(bench)), (*_SHARES, shares(bench)), (*_REFERENCE, against_reference(bench))]
     return environment("sim").get_template("study.html").render(
         name=bench.plan.name,
         hospitals=pool.names,

@@ -33,8 +33,8 @@ Table = tuple[tuple[str, ...], list[Line]]  # heads of the columns, lines
 
 
 def tables(bench: Bench) -> str:
-    """Markdown: unseen hospitals by recipe, and shares of the labels by start and head."""
-    return "\n".join(_markdown(*table) for table in (unseen(bench), shares(bench)))
+    """Markdown: unseen hospitals by recipe, shares of the labels by start and head, and these against the reference."""
+    return "\n".join(_markdown(*table) for table in (unseen(bench), shares(bench), against_reference(bench)))
 
 
 def _markdown(head: tuple[str, ...], lines: list[Line]) -> str:
@@ -79,19 +79,41 @@ def shares(bench: Bench) -> Table:
     )  # fmt: skip
     lines = []
     groups = [group for group in _groups(bench) if not group[0].without]
-    scratch = {group[0].labels: group for group in groups if group[0].recipe.init == "random"}
+    full = groups[0][0].stage if groups else ""
+    scratch = {g[0].labels: g for g in groups if g[0].recipe.init == "random" and g[0].stage == full}
     for group in groups:
         job = group[0]
         patients = np.mean([int(np.load(bench.do(each))["patients"]) for each in group])
         for hospital in bench.pools[job.recipe.pictures].names:
             found = _tested(bench, group, hospital)
             if found is not None:
-                other = _tested(bench, scratch[job.labels], hospital) if job.recipe.init == "mae" else None
+                against = scratch[job.labels]
+                other = None if group is against else _tested(bench, against[: len(group)], hospital)
                 start = "pretrained" if job.recipe.init == "mae" else "scratch"
                 auc, *others = _measures(found)
                 cells = (f"{job.labels:.0%}", f"{patients:.0f}", job.stage, start, hospital, auc, _ahead(found, other))
                 name = f"{hospital}: {job.labels:.0%}, {job.stage}, {start}"
                 lines.append(Line(name, (*cells, *others), _auroc(found)))
+    return head, lines
+
+
+def against_reference(bench: Bench) -> Table:
+    """Trainings from the pretrained encoder against the reference network, on the draws of patients that it learned from, too."""
+    network = bench.config.reference.network
+    head = ("labels", "draws", "training", "hospital", f"AUROC of {network}", "AUROC from pretrained", "ahead")
+    groups = [group for group in _groups(bench) if not group[0].without]
+    references = {group[0].labels: group for group in groups if group[0].stage == network}
+    lines = []
+    for group in groups:
+        job, reference = group[0], references.get(group[0].labels)
+        if reference is None or job.recipe.init != "mae":
+            continue
+        for hospital in bench.pools[job.recipe.pictures].names:
+            ours, its = (_tested(bench, each, hospital) for each in (group[: len(reference)], reference))
+            if ours is not None and its is not None:
+                results = (f"{_mean(its, auroc):.3f}", f"{_mean(ours, auroc):.3f}", _ahead(ours, its))
+                cells = (f"{job.labels:.0%}", str(len(reference)), job.stage, hospital, *results)
+                lines.append(Line(f"{hospital}: {job.labels:.0%}, {job.stage}", cells, _auroc(ours)))
     return head, lines
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -14,10 +15,12 @@ from client.archive.pixels import equalized, fit
 from cxrbase_model.metrics import auroc, patient_weights, resampled_auroc
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.rows import balanced_rows
+from cxrbase_model.runtime import Runtime
 from cxrbase_model.settings import SettingsError
 from sim.cli import main
 from sim.pool import Pool
 from sim.study import jobs, read_study
+from sim.study_bench import Bench
 from sim.study_table import Outcome, interval
 
 PLAN = {
@@ -32,7 +35,7 @@ PLAN = {
 }  # fmt: skip
 STUDY = {
     "plan": "plan.yaml", "hospitals": {"kind": "folders"}, "seeds": [1], "pretrained_seed": 1, "unseen": ["west"], "steps": 2,
-    "labels": [{"labels": 0.5, "draws": 2, "steps": 3, "looks": 2}], "scratch_lr": 0.001, "recipe": "all",
+    "labels": [{"labels": 0.5, "draws": 2, "steps": 3, "looks": 2, "reference_draws": 1}], "scratch_lr": 0.001, "recipe": "all",
     "recipes": [{"name": "plain", "init": "random", "head": "erased"}, {"name": "all", "intensity": "equalize", "balance": "within"}],
 }  # fmt: skip
 
@@ -75,16 +78,19 @@ def test_a_study_writes_its_tables_and_goes_on_where_it_stopped(study: Path) -> 
     text = (study / "out" / "study.md").read_text()
     assert "| west | plain |" in text
     assert "| west | all |" in text
+    assert re.search(r"\| 50% \| 1 \| probe \| east \| 0\.\d+ \| 0\.\d+ \| [+-]0\.\d+ \(.*\), [01] of 1 \|", text)
     page = (study / "out" / "study.html").read_text()
     assert page.count("data:image/png") == 4 * 4  # two hospitals, two labels, four pictures of each
     assert "west: plain" in page
+    assert "AUROC of resnet18" in page
     assert (study / "out" / "pretrained" / "equalize-west-1" / "config.json").exists()
     done = sorted((study / "out" / "jobs").glob("*.npz"))
-    assert len(done) == 2 + 2 * 3  # two recipes; two draws of scratch, pretrained and probe
+    assert len(done) == 2 + 2 * 4 + 1  # two recipes; two draws of both trainings from both starts; one of the reference
+    assert re.search(r"\| 50% \| \d+ \| resnet18 \| scratch \| east \| 0\.\d+ \(.*\), [01] of 1 \|", text)
     assert re.search(r"\| 50% \| \d+ \| full \| pretrained \| east \| 0\.\d+ \(", text)
     assert (
-        text.count(" of 2 |") == 2
-    )  # how often pretrained and probe were ahead where there are enough of both classes
+        text.count(" of 2 |") == 3
+    )  # how often all but full training from scratch were ahead where there are enough of both classes
     before, kept = done[0].read_bytes(), done[1].stat().st_mtime_ns
     done[0].unlink()
     assert _run(study) == 0
@@ -132,12 +138,38 @@ def test_an_unknown_recipe_is_named(study: Path) -> None:
         read_study(study / "study.yaml")
 
 
-def test_both_starts_learn_from_the_same_draws_and_a_probe_has_no_scratch(study: Path) -> None:
+def test_a_reference_that_is_named_as_a_stage_is_an_error(study: Path) -> None:
+    stages = [*PLAN["stages"], {"kind": "finetune", "name": "resnet18", "rounds": 1}]  # type: ignore[misc]
+    (study / "plan.yaml").write_text(yaml.safe_dump({**PLAN, "stages": stages}))
+    with pytest.raises(
+        SettingsError, match=r"reference\.network: expected another name than a stage's, found 'resnet18'"
+    ):
+        read_study(study / "study.yaml")
+
+
+def test_both_starts_learn_from_the_same_draws_and_the_reference_from_the_first_ones(study: Path) -> None:
     shares = [job for job in jobs(*read_study(study / "study.yaml")) if not job.without]
     kinds = [(job.stage, job.recipe.init, job.seed) for job in shares]
-    assert kinds == [
-        (*kind, seed) for seed in (1, 2) for kind in (("full", "random"), ("full", "mae"), ("probe", "mae"))
-    ]
+    ways = [("full", "random"), ("full", "mae"), ("probe", "random"), ("probe", "mae")]
+    assert kinds == [*((*way, 1) for way in ways), ("resnet18", "random", 1), *((*way, 2) for way in ways)]
+
+
+def test_a_probe_of_random_weights_trains_its_head_alone(study: Path) -> None:
+    config, plan = read_study(study / "study.yaml")
+    bench = Bench(config, plan, {}, study / "out", Runtime(torch.device("cpu")))
+    probe, full = (
+        next(job for job in jobs(config, plan) if (job.stage, job.recipe.init, job.without) == (stage, "random", ""))
+        for stage in ("probe", "full")
+    )
+    assert (bench.stage(plan, probe).trains, bench.stage(plan, probe).optimizer.lr) == ("head", 1e-3)
+    assert (bench.stage(plan, full).trains, bench.stage(plan, full).layer_decay) == ("all", 1.0)
+
+
+def test_more_draws_of_the_reference_than_of_patients_are_named(study: Path) -> None:
+    share = {**STUDY["labels"][0], "reference_draws": 3}  # type: ignore[index,dict-item]
+    (study / "study.yaml").write_text(yaml.safe_dump({**STUDY, "labels": [share]}))
+    with pytest.raises(SettingsError, match=r"reference_draws: expected at most draws, 2; found 3"):
+        read_study(study / "study.yaml")
 
 
 def test_every_cell_comes_equally_often_in_balanced_batches() -> None:

@@ -74,7 +74,8 @@ def _targets(
     slopes_HP = torch.linalg.lstsq(rows_HD.T, gradient_PD.T, rcond=_SOLVABLE, driver="gelsd").solution
     predicted = max(1, round(stage.decode * (patches_BNP.shape[1] - visible_Bn.shape[1])))
     numbers = len(visible_Bn) * predicted * patches_BNP.shape[2]
-    return prediction_BMP - slopes_HP.reshape(prediction_BMP.shape) * (numbers / 2)
+    targets_BMP: Tensor = prediction_BMP - slopes_HP.reshape(prediction_BMP.shape) * (numbers / 2)
+    return targets_BMP
 
 
 def _levelled(patches_NP: Tensor, shapes_NP: Tensor, known_N: Tensor, patch: int) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from timm.layers.attention import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
 from cxrbase_model.attention import CrossAttention
 from cxrbase_model.augment import DEVIATION, MEAN
@@ -59,7 +59,7 @@ class Attacker:
     facts: labels, which are granted, or masks; where these are not `sure` they are the attacker's own, and as good as none.
     """
 
-    def __init__(self, model: nn.Module, subject: Subject, facts: Rows, seed: int, *, sure: bool = True) -> None:
+    def __init__(self, model: Any, subject: Subject, facts: Rows, seed: int, *, sure: bool = True) -> None:
         self.model: Any = copy.deepcopy(model).double().train()
         for part in self.model.modules():
             if isinstance(part, Attention | CrossAttention):

@@ -115,7 +115,10 @@ def test_folders_of_real_pictures_are_audited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"stage": "other"}, r"stage: expected a fine-tuning or pretraining stage of tiny <plan> \(detect\), found 'other'"),
+        (
+            {"stage": "other"},
+            r"stage: expected a fine-tuning or pretraining stage of tiny <plan> \(detect\), found 'other'",
+        ),
         ({"shadows": {"models": 3}}, r"shadows\.models: expected 0 or an even number of at least 4, found 3"),
         ({"noise": [0.0]}, r"noise.*: expected 0\.1 to 1000\.0, found 0\.0"),
         ({"inversion": {"views": [{"name": "a"}, {"name": "a"}]}}, r"inversion\.views: expected each name once"),
@@ -138,7 +141,7 @@ def test_what_would_blur_an_audit_is_left_out_of_its_stage(tmp_path: Path) -> No
     assert len(plan.stages) == 1
 
 
-@pytest.mark.parametrize("name", ["audit", "audit-folders"])
+@pytest.mark.parametrize("name", ["audit", "audit-folders", "audit-pretrain"])
 def test_the_audits_that_come_with_it_are_sound(name: str) -> None:
     config, subject = read_audit(Path(__file__).parents[2] / "configs" / "sim" / f"{name}.yaml")
     assert subject.plan.privacy is not None

@@ -20,7 +20,7 @@ from cxrbase_model.plan import PretrainStage
 from cxrbase_model.vit import patchify, unpatchify
 
 _LAST = "predict"
-_SOLVABLE = 1e-6  # singular values of the decoder's outputs below this share of the largest are rounding
+CUTS = (1e-6, 1e-4, 1e-2)  # shares of the largest singular value below which one of the equations is taken for rounding
 _LEANING = 0.1  # weight of a usual mean and deviation against smooth borders
 
 
@@ -31,13 +31,15 @@ def completed(
     visible_Bn: Tensor,
     hidden_BM: Tensor,
     seen: Mapping[str, Tensor],
+    cut: float,
 ) -> Tensor:
     """Pictures of which the visible patches are known, float64, with the others from a step's gradient, as far as that tells them.
 
-    hidden: the places that were predicted, or all that were not visible.
+    hidden: the places that were predicted, or all that were not visible. cut: one of CUTS; a coarse one loses detail, a fine one
+    suffers where the visible patches are not quite right.
     """
     patches_BNP = patchify(pictures_BHW, model.encoder.patch)
-    targets_BMP = _targets(model, stage, patches_BNP, visible_Bn, hidden_BM, seen)
+    targets_BMP = _targets(model, stage, patches_BNP, visible_Bn, hidden_BM, seen, cut)
     if targets_BMP is not None and not stage.normalize_targets:
         return unpatchify(_put(patches_BNP, hidden_BM, targets_BMP), model.encoder.patch)
     shapes_BNP = torch.zeros_like(patches_BNP)
@@ -61,6 +63,7 @@ def _targets(
     visible_Bn: Tensor,
     hidden_BM: Tensor,
     seen: Mapping[str, Tensor],
+    cut: float,
 ) -> Tensor | None:
     """What was to be predicted, [B, M, P*P]; None where there are more hidden patches than equations."""
     inputs: list[Tensor] = []
@@ -71,7 +74,7 @@ def _targets(
     if len(rows_HD) > rows_HD.shape[1]:
         return None
     gradient_PD = torch.cat([seen[f"{_LAST}.weight"], seen[f"{_LAST}.bias"][:, None]], dim=1).double()
-    slopes_HP = torch.linalg.lstsq(rows_HD.T, gradient_PD.T, rcond=_SOLVABLE, driver="gelsd").solution
+    slopes_HP = torch.linalg.lstsq(rows_HD.T, gradient_PD.T, rcond=cut, driver="gelsd").solution
     predicted = max(1, round(stage.decode * (patches_BNP.shape[1] - visible_Bn.shape[1])))
     numbers = len(visible_Bn) * predicted * patches_BNP.shape[2]
     targets_BMP: Tensor = prediction_BMP - slopes_HP.reshape(prediction_BMP.shape) * (numbers / 2)

@@ -29,7 +29,7 @@ from cxrbase_model.augment import DEVIATION, MEAN
 from cxrbase_model.parallel import Rows
 from cxrbase_model.settings import knob
 from cxrbase_model.vit import unpatchify
-from sim.audit.hidden import completed
+from sim.audit.hidden import CUTS, completed
 from sim.audit.subject import Finetuning, Subject
 
 BLACK, WHITE = (0 - MEAN) / DEVIATION, (1 - MEAN) / DEVIATION  # of a normalised picture
@@ -101,11 +101,13 @@ class Attacker:
             self.model.forward_encoder(self.model.patchify(pictures_BHW), self.visible.repeat(repeats, 1))
 
     def completed(self, seen: Gradient, pictures_BHW: Tensor) -> Tensor:
-        """Pictures with the patches that a pretraining has hidden from the encoder, where some are hidden."""
+        """Pictures with the patches that a pretraining has hidden from the encoder, where some are: those that explain the gradient best."""
         if isinstance(self.subject, Finetuning) or self.visible is None:
             return pictures_BHW
-        hidden = self.facts["hidden"]
-        return completed(self.model, self.subject.stage, pictures_BHW, self.visible, hidden, seen)
+        stage, visible, hidden = self.subject.stage, self.visible, self.facts["hidden"]
+        found = [completed(self.model, stage, pictures_BHW, visible, hidden, seen, cut) for cut in CUTS]
+        distance = relative_errors(self._known(seen))
+        return min(found, key=lambda each: float(distance(self.gradient(each))))
 
     def gradient(self, pictures_BHW: Tensor, *, differentiable: bool = False) -> dict[str, Tensor]:
         """The gradient of a step's loss at normalised pictures, by parameter."""

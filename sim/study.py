@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cxrbase_model.plan import Augmentation, FinetuneStage, Plan, PretrainStage, read_plan
 from cxrbase_model.settings import SettingsError, digest, knob, load_yaml, read
-from sim.config import FolderHospitals, PhantomHospitals
+from sim.config import FolderHospitals
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ class StudyConfig:
     """A study; `plan` is relative to the file it is written in, its first stage pretrains and the others fine-tune."""
 
     plan: Path = knob(why="the plan whose stages are trained")
-    hospitals: FolderHospitals | PhantomHospitals = knob(
-        factory=FolderHospitals, why="how the folders' labels are read, or which hospitals are made up"
-    )
+    hospitals: FolderHospitals = knob(factory=FolderHospitals, why="how the folders' labels are read")
     largest_patient: int | None = knob(
         None, unit="pictures", low=1,
         why="an identifier of more pictures than this is no person's, and each of its pictures is taken for a patient; none trusts all",
@@ -101,11 +99,6 @@ class StudyConfig:
     def __post_init__(self) -> None:
         if self.recipe not in (names := [each.name for each in self.recipes]):
             raise SettingsError(f"recipe: expected one of {', '.join(names)}; found {self.recipe!r}")
-        forms = sorted({each.pictures.name for each in self.recipes})
-        if isinstance(self.hospitals, PhantomHospitals) and len(forms) > 1:  # an archive has one cache
-            raise SettingsError(
-                f"recipes: expected pictures of one form in made-up hospitals, found {', '.join(forms)}"
-            )
 
     def pretraining_seed(self, seed: int) -> int:
         """The seed of the pretraining that a training of this seed begins with."""

@@ -33,13 +33,7 @@ def add(commands: Any) -> None:
     """`study`."""
     study = commands.add_parser("study", help="compare trainings on hospitals pooled: few labels, unseen hospitals")
     study.add_argument("config", type=Path, metavar="STUDY.yaml", help="for example configs/sim/study.yaml")
-    study.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder with a sub-folder a hospital; made-up ones are written there",
-    )
+    study.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with a sub-folder a hospital")
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="results; the same command goes on there")
     study.add_argument("--workers", type=int, default=2, metavar="N", help="processes, of one thread each (default 2)")
     study.add_argument(

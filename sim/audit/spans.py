@@ -64,9 +64,7 @@ def by_spans(attacker: Attacker, seen: Gradient, effort: Effort) -> Tensor | Non
             return None
         attacker = attacker.believing(found.misfit.topk(attacker.tokens, largest=False).indices[None])
     search = _Search(attacker, found, {name: each for name, each in spans.items() if each is not None})
-    z = search.start()
-    if found.basis.shape[0]:  # else every place has one solution
-        z = search.run(effort)
+    z = search.run(effort) if found.basis.shape[0] else search.start()  # of nothing, where every place has one solution
     return attacker.completed(seen, search.pictures(z))
 
 

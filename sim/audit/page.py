@@ -24,7 +24,7 @@ _WORDS = {  # what is said of canaries and of other pictures, by the kind of the
 }
 _GRANTED = {
     "finetune": "Labels are granted to it",
-    "pretrain": "A view says whether it knows the masks, which follow from the plan's seed in an ordinary training and from nothing that it knows under `privacy:`",
+    "pretrain": "A view says whether it knows the masks, which follow from the plan's seed in an ordinary training and from nothing that it knows in one with differential privacy",
 }
 ATTACKS = {
     "gradients": (

@@ -35,9 +35,9 @@ def add(commands: Any) -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    config, plan, stage = read_audit(arguments.config)
+    config, subject = read_audit(arguments.config)
     data = None if isinstance(config.hospitals, PhantomPictures) else arguments.data
-    audit = Audit(config, plan, stage, data, arguments.out)
+    audit = Audit(config, subject, data, arguments.out)
     with StepProgress(console) as progress:
         content = audit.run(lambda part: console.print(f"[dim]{part}[/dim]"), progress.update)
     _table(

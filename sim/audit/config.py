@@ -6,10 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxrbase_model.plan import Augmentation, FinetuneStage, Plan, read_plan
+from cxrbase_model.plan import Augmentation, EvaluateStage, FinetuneStage, Plan, read_plan
 from cxrbase_model.privacy import Privacy
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
 from sim.audit.inversion import Effort
+from sim.audit.subject import Finetuning, Pretraining, Subject
 from sim.config import FolderHospitals
 
 PLAIN = Augmentation(crop=1.0, rotation=0.0, contrast=0.0, gamma=0.0, noise=0.0)  # what is attacked is what was taken
@@ -68,6 +69,10 @@ class View:
     )  # fmt: skip
     noise: float = knob(0.0, low=0.0, high=1000.0, why="noise multiplier of DP-SGD; 0 for none")
     positions: str = knob("fixed", choices=("fixed", "learned"), why="the encoder's positions, as model.positions")
+    masks: str = knob(
+        "known", choices=("known", "unknown"),
+        why="whether the server knows the masks of a pretraining: they follow from the plan's seed, but under privacy they do not",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.sees == "gradient" and self.steps != 1:
@@ -102,8 +107,8 @@ class Inversion:
 class AuditConfig:
     """An audit; `plan` is relative to the file it is written in."""
 
-    plan: Path = knob(why="the plan whose fine-tuning is audited")
-    stage: str = knob("", why="its fine-tuning stage; empty means the first")
+    plan: Path = knob(why="the plan one of whose stages is audited")
+    stage: str = knob("", why="its fine-tuning or pretraining stage; empty means the first that fine-tunes")
     hospitals: PhantomPictures | FolderHospitals = knob(factory=PhantomPictures, why="whose pictures")
     noise: tuple[float, ...] = knob(
         (1.0,), low=0.1, high=1000.0, why="noise multipliers of DP-SGD that are audited, beside none"
@@ -127,8 +132,8 @@ class AuditConfig:
         return self.members + max(views, default=0)
 
 
-def read_audit(path: Path) -> tuple[AuditConfig, Plan, FinetuneStage]:
-    """Read an audit, its plan and the audited stage without what would blur it: augmentation, stochastic depth, weights of positives.
+def read_audit(path: Path) -> tuple[AuditConfig, Subject]:
+    """Read an audit and the audited stage of its plan without what would blur it: augmentation, stochastic depth, weights of positives.
 
     SettingsError names the file and the dotted key.
     """
@@ -137,19 +142,41 @@ def read_audit(path: Path) -> tuple[AuditConfig, Plan, FinetuneStage]:
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     plan = read_plan(path.parent / config.plan)
-    stages = {stage.name: stage for stage in plan.stages if isinstance(stage, FinetuneStage)}
-    name = config.stage or next(iter(stages), "")
-    if name not in stages:
-        raise SettingsError(
-            f"{path}: stage: expected a fine-tuning stage of {plan.name} ({', '.join(stages) or 'it has none'}), found {name!r}"
-        )
     names = [view.name for view in config.inversion.views]
     if len(set(names)) != len(names):
         raise SettingsError(f"{path}: inversion.views: expected each name once, found {names}")
-    stage = dataclasses.replace(
-        stages[name], augmentation=PLAIN, drop_path=0.0, positive_weight=1.0, label_fraction=1.0
-    )
-    return config, dataclasses.replace(plan, stages=(dataclasses.replace(stage, init="random"),)), stage
+    try:
+        return config, _subject(plan, config)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _subject(plan: Plan, config: AuditConfig) -> Subject:
+    stages = {each.name: each for each in plan.stages if not isinstance(each, EvaluateStage)}
+    first = next((name for name, each in stages.items() if isinstance(each, FinetuneStage)), "")
+    name = config.stage or first
+    if name not in stages:
+        raise SettingsError(
+            f"stage: expected a fine-tuning or pretraining stage of {plan.name} ({', '.join(stages) or 'it has none'}), found {name!r}"
+        )
+    stage = stages[name]
+    unknown = [view for view in config.inversion.views if view.masks == "unknown"]
+    if isinstance(stage, FinetuneStage):
+        if unknown:
+            raise SettingsError(f"inversion.views: {unknown[0].name}: expected masks: known, since {name} has none")
+        stage = dataclasses.replace(
+            stage, init="random", augmentation=PLAIN, drop_path=0.0, positive_weight=1.0, label_fraction=1.0
+        )
+        return Finetuning(dataclasses.replace(plan, stages=(stage,)), stage)
+    if stage.objective != "mae" or stage.masks != 1:
+        raise SettingsError(
+            f"stage: expected {name} with objective: mae and masks: 1, found {stage.objective} and {stage.masks}"
+        )
+    for view in config.inversion.views:
+        if view.sees == "update" and view.noise and view.masks == "known":
+            raise SettingsError(f"inversion.views: {view.name}: expected masks: unknown in an update under DP-SGD")
+    stage = dataclasses.replace(stage, init="random", augmentation=PLAIN)
+    return Pretraining(dataclasses.replace(plan, stages=(stage,)), stage)
 
 
 def privacy_of(plan: Plan, noise: float) -> Privacy | None:

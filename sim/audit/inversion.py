@@ -6,6 +6,7 @@ since of small batches they show in the head's gradient (Zhao et al. 2020, arXiv
 - closed form (APRIL, Lu et al. 2022, arXiv 2112.14087) for learned positions and one picture: the gradient of the positions is that
   of each patch's token, and with it the gradient of the patch projection is a linear equation for the pixels;
 - spans (`spans.py`): what the rows of each layer's gradient say about the layer's inputs;
+- of a pretraining both give what the encoder saw, and `hidden.py` the patches that were hidden from it;
 - matching (Geiping et al. 2020, arXiv 2003.14053): smooth pictures whose own gradient looks like the one that was seen.
 
 Shapes as in `vit.py`. Pictures are normalised float64 here; `grey` makes grey values of them.
@@ -25,11 +26,11 @@ from torch import Tensor
 
 from cxrbase_model.attention import CrossAttention
 from cxrbase_model.augment import DEVIATION, MEAN
-from cxrbase_model.classifier import Classifier
-from cxrbase_model.losses import classification_costs, known_labels
-from cxrbase_model.plan import FinetuneStage
+from cxrbase_model.parallel import Rows
 from cxrbase_model.settings import knob
 from cxrbase_model.vit import unpatchify
+from sim.audit.hidden import CUTS, completed
+from sim.audit.subject import Finetuning, Subject
 
 BLACK, WHITE = (0 - MEAN) / DEVIATION, (1 - MEAN) / DEVIATION  # of a normalised picture
 EMBED, POSITIONS = "encoder.embed", "encoder.positions.learned"
@@ -53,14 +54,17 @@ class Effort:
 
 
 class Attacker:
-    """Knows a classifier, its loss and all of a step but the pictures; sees a gradient, or what an update tells of it."""
+    """Knows a model, its loss and all of a step but the pictures; sees a gradient, or what an update tells of it.
 
-    def __init__(self, model: Classifier, stage: FinetuneStage, targets_BC: Tensor, seed: int) -> None:
+    facts: labels, which are granted, or masks; where these are not `sure` they are the attacker's own, and as good as none.
+    """
+
+    def __init__(self, model: Any, subject: Subject, facts: Rows, seed: int, *, sure: bool = True) -> None:
         self.model: Any = copy.deepcopy(model).double().train()
         for part in self.model.modules():
             if isinstance(part, Attention | CrossAttention):
                 part.fused_attn = False  # type: ignore[misc]  # fused attention cannot be differentiated twice
-        self.loss, self.targets_BC = stage.loss, targets_BC
+        self.subject, self.facts, self.sure = subject, facts, sure
         self.draw = torch.Generator().manual_seed(seed)
         self.patch, self.places = int(self.model.encoder.patch), int(self.model.encoder.side) ** 2
         self.parameters = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
@@ -68,22 +72,64 @@ class Attacker:
     @property
     def count(self) -> int:
         """How many pictures are looked for."""
-        return len(self.targets_BC)
+        return len(next(iter(self.facts.values())))
+
+    @property
+    def visible(self) -> Tensor | None:
+        """The places that the encoder sees of each picture, [B, n]; None for all."""
+        return self.facts.get("visible")
+
+    @property
+    def tokens(self) -> int:
+        """How many patches of a step the encoder sees."""
+        return self.count * self.places if self.visible is None else self.visible.numel()
+
+    def believing(self, visible_Bn: Tensor) -> Attacker:
+        """The same attacker, sure of the visible places; all others are then those that are hidden."""
+        other = copy.copy(self)
+        every = torch.ones(len(visible_Bn), self.places, dtype=torch.bool).scatter(1, visible_Bn, False)
+        hidden_BM = every.nonzero()[:, 1].reshape(len(visible_Bn), -1)
+        other.facts, other.sure = {"visible": visible_Bn, "hidden": hidden_BM}, True
+        return other
+
+    def encode(self, pictures_BHW: Tensor) -> None:
+        """Put pictures through the encoder, for who listens there; a multiple of those of the step is possible."""
+        if self.visible is None:
+            self.model(pictures_BHW)
+        else:
+            repeats = len(pictures_BHW) // self.count
+            self.model.forward_encoder(self.model.patchify(pictures_BHW), self.visible.repeat(repeats, 1))
+
+    def completed(self, seen: Gradient, pictures_BHW: Tensor) -> Tensor:
+        """Pictures with the patches that a pretraining has hidden from the encoder, where some are: those that explain the gradient best."""
+        if isinstance(self.subject, Finetuning) or self.visible is None:
+            return pictures_BHW
+        stage, visible, hidden = self.subject.stage, self.visible, self.facts["hidden"]
+        found = [completed(self.model, stage, pictures_BHW, visible, hidden, seen, cut) for cut in CUTS]
+        distance = relative_errors(self._known(seen))
+        return min(found, key=lambda each: float(distance(self.gradient(each))))
 
     def gradient(self, pictures_BHW: Tensor, *, differentiable: bool = False) -> dict[str, Tensor]:
         """The gradient of a step's loss at normalised pictures, by parameter."""
-        costs = classification_costs(self.model(pictures_BHW), self.targets_BC, None, self.loss)
-        total = costs.double().sum() / known_labels(self.targets_BC)
+        costs = self.subject.costs(self.model, pictures_BHW, self.facts)
+        total = costs.double().sum() / self.subject.divisor(self.facts)
         found = torch.autograd.grad(total, list(self.parameters.values()), create_graph=differentiable)
         return dict(zip(self.parameters, found, strict=True))
 
     def by_closed_form(self, seen: Gradient) -> Tensor | None:
-        """One picture [1, H, W] by APRIL's linear equations; None where positions are not learned, or there are more pictures."""
+        """One picture [1, H, W] by APRIL's linear equations; None where positions are not learned, or there are more pictures.
+
+        A place that the encoder did not see has no gradient; what is hidden there comes from the decoder's (`hidden.py`).
+        """
         if f"{POSITIONS}.weight" not in seen or self.count != 1:
             return None
         places_ND, embed_DP = seen[f"{POSITIONS}.weight"].double(), seen[f"{EMBED}.weight"].double()
         solved = torch.linalg.lstsq(places_ND.T, embed_DP, rcond=1e-7, driver="gelsd").solution
-        return unpatchify(solved[None], self.patch)
+        found = unpatchify(solved[None], self.patch)
+        if self.visible is None:
+            return found
+        seen_n = places_ND.norm(dim=1).topk(self.visible.shape[1]).indices
+        return self.believing(seen_n[None]).completed(seen, found)
 
     def by_matching(self, seen: Gradient, effort: Effort, smooth: float) -> Tensor:
         """Pictures [B, H, W] whose gradient is near the one seen, tensor by tensor relative to its length."""

@@ -11,17 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cxrbase_model.classifier import Classifier
 from cxrbase_model.dpsgd import PrivateBatches, Protection
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.parallel import Rows
-from cxrbase_model.plan import FinetuneStage, Plan
 from cxrbase_model.privacy import Mechanism, Privacy
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import State
 from sim.audit.bounds import Bools, Floats
-from sim.audit.pictures import Pictures
-from sim.audit.training import RUNTIME, Trained, loaded, losses, train
+from sim.audit.sample import Pictures
+from sim.audit.subject import RUNTIME, Subject
+from sim.audit.training import Trained, loaded, train
 
 _FLOOR, _RIDGE = 1e-3, 1e-2  # of the regression: of a weight's usual gradient, and of the shares
 _LOUD = 8.0  # times the clip: the length of a made-up gradient, which is cut to the clip
@@ -47,33 +46,34 @@ class CanaryRun:
 
 
 def canary_run(
-    plan: Plan, stage: FinetuneStage, canaries: Pictures, others: Pictures, rounds: int, privacy: Privacy | None
+    subject: Subject, canaries: Pictures, others: Pictures, rounds: int, privacy: Privacy | None
 ) -> CanaryRun:
     """Train with about half of the canaries, each in by the toss of a coin, and score all (arXiv 2305.08846).
 
-    Canaries are pictures with labels drawn at random: nothing but the picture itself tells them. The model's score is how much a
+    Canaries are pictures that nothing tells but they themselves (`canaries` of the subject). The model's score is how much a
     canary's loss fell; the server's is how much of the canary's gradient is in each round's update, added up over rounds (white-box: Nasr et al. 2023,
     arXiv 2302.07956, take the product of both; see `_along`).
     """
-    rng = np.random.default_rng(derive_seed(plan.seed, "audit", "coins"))
+    seed = subject.plan.seed
+    rng = np.random.default_rng(derive_seed(seed, "audit", "coins"))
     inside = rng.random(len(canaries)) < 0.5
-    wrong = Pictures(canaries.images, rng.integers(0, 2, canaries.labels.shape).astype(np.float32))
+    wrong = subject.canaries(canaries, rng)
     data = Pictures(
         np.concatenate([wrong.images[inside], others.images]), np.concatenate([wrong.labels[inside], others.labels])
     )
-    run = train(plan, stage, data, rounds, derive_seed(plan.seed, "audit", "canaries"), privacy)
+    run = train(subject, data, rounds, derive_seed(seed, "audit", "canaries"), privacy)
     index = np.arange(len(wrong))
     with torch.no_grad():
-        first, last = (losses(loaded(plan, stage, state), wrong, stage) for state in (run.states[0], run.states[-1]))
+        first, last = (subject.losses(loaded(subject, state), wrong) for state in (run.states[0], run.states[-1]))
     return CanaryRun(
         Guesses((first - last).numpy(), inside, index),
-        Guesses(_along(plan, stage, run, wrong), inside, index),
+        Guesses(_along(subject, run, wrong), inside, index),
         run.mechanisms,
         run.states,
     )
 
 
-def _along(plan: Plan, stage: FinetuneStage, run: Trained, wrong: Pictures) -> Floats:
+def _along(subject: Subject, run: Trained, wrong: Pictures) -> Floats:
     """How much of each canary's gradient is in the updates, [N], added up over rounds: a regression of each update on all gradients.
 
     Canaries look alike, so that a plain product finds in one what is the others' too; in a regression each answers for itself alone.
@@ -81,8 +81,8 @@ def _along(plan: Plan, stage: FinetuneStage, run: Trained, wrong: Pictures) -> F
     """
     scores = np.zeros(len(wrong))
     for before, after in zip(run.states[:-1], run.states[1:], strict=True):
-        model = loaded(plan, stage, before)
-        slopes_NW = _slopes(model, stage, wrong)
+        model = loaded(subject, before)
+        slopes_NW = _slopes(subject, model, wrong)
         names = [name for name, each in model.named_parameters() if each.requires_grad]
         update_W = torch.cat([(after[name] - before[name]).flatten() for name in names])
         usual_W = slopes_NW.square().mean(dim=0).sqrt()
@@ -95,12 +95,12 @@ def _along(plan: Plan, stage: FinetuneStage, run: Trained, wrong: Pictures) -> F
     return scores
 
 
-def _slopes(model: Classifier, stage: FinetuneStage, data: Pictures) -> Tensor:
+def _slopes(subject: Subject, model: nn.Module, data: Pictures) -> Tensor:
     """The gradient of each picture's loss by all trained weights, float32 [N, W]."""
     moving = [each for each in model.parameters() if each.requires_grad]
     found = torch.empty(len(data), sum(each.numel() for each in moving))
     for number in range(len(data)):
-        slopes = torch.autograd.grad(losses(model, data.part(number, number + 1), stage).sum(), moving)
+        slopes = torch.autograd.grad(subject.losses(model, data.part(number, number + 1)).sum(), moving)
         torch.cat([each.flatten() for each in slopes], out=found[number])
     return found
 
@@ -155,24 +155,22 @@ class ShadowRun:
     mechanisms: list[Mechanism]
 
 
-def shadow_run(
-    plan: Plan, stage: FinetuneStage, data: Pictures, models: int, rounds: int, privacy: Privacy | None
-) -> ShadowRun:
+def shadow_run(subject: Subject, data: Pictures, models: int, rounds: int, privacy: Privacy | None) -> ShadowRun:
     """Every model in turn is the target, the others are its shadows: guesses by the likelihood ratio, and by the loss alone.
 
     The ratio is that of LiRA (Carlini et al. 2022, arXiv 2112.03570), online, with one deviation for all pictures, which is what few
     shadows allow; the loss alone is the attack of Yeom et al. 2018, arXiv 1709.01604. Every picture is in half of the models.
     """
-    rng = np.random.default_rng(derive_seed(plan.seed, "audit", "shadows"))
+    seed = subject.plan.seed
+    rng = np.random.default_rng(derive_seed(seed, "audit", "shadows"))
     order = np.argsort(rng.random((models, len(data))), axis=0)
     inside_KN = order < models // 2
     logits = np.empty((models, len(data)))
     for number in range(models):
         chosen = Pictures(data.images[inside_KN[number]], data.labels[inside_KN[number]])
-        run = train(plan, stage, chosen, rounds, derive_seed(plan.seed, "audit", "shadow", number), privacy)
+        run = train(subject, chosen, rounds, derive_seed(seed, "audit", "shadow", number), privacy)
         with torch.no_grad():
-            loss = losses(loaded(plan, stage, run.states[-1]), data, stage).clamp(1e-12, 500).numpy()
-        logits[number] = -loss - np.log(-np.expm1(-loss))  # log of p / (1 - p) for p = exp(-loss)
+            logits[number] = subject.confidence(subject.losses(loaded(subject, run.states[-1]), data).numpy())
     index = np.tile(np.arange(len(data)), models)
     ratios = np.concatenate([_ratio(logits, inside_KN, target) for target in range(models)])
     members = inside_KN.reshape(-1)

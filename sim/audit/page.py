@@ -18,18 +18,26 @@ from sim.audit.charts import bounds_chart, roc_chart
 
 Content = dict[str, Any]
 
+_WORDS = {  # what is said of canaries and of other pictures, by the kind of the stage
+    "finetune": {"canaries": "pictures with random labels", "others": "pictures with their own labels"},
+    "pretrain": {"canaries": "pictures whose patches lie in an order of their own", "others": "pictures as they are"},
+}
+_GRANTED = {
+    "finetune": "Labels are granted to it",
+    "pretrain": "A view says whether it knows the masks, which follow from the plan's seed in an ordinary training and from nothing that it knows in one with differential privacy",
+}
 ATTACKS = {
     "gradients": (
         "gradients as canaries",
         "made-up gradients at right angles, through DP-SGD's own sampling, clipping and noise; its noised sums are seen",
     ),
-    "updates": ("the server, by updates", "pictures with random labels; the server sees each round's update"),
-    "model": ("anybody, by the last model", "pictures with random labels; only the model before and after is seen"),
+    "updates": ("the server, by updates", "{canaries}; the server sees each round's update"),
+    "model": ("anybody, by the last model", "{canaries}; only the model before and after is seen"),
     "shadows": (
         "shadow models (LiRA)",
-        "pictures with their own labels; likelihood ratio from models trained with and without them",
+        "{others}; likelihood ratio from models trained with and without them",
     ),
-    "loss": ("the loss alone", "pictures with their own labels; a low loss is taken for a member"),
+    "loss": ("the loss alone", "{others}; a low loss is taken for a member"),
 }
 _FLOOR = 3e-4  # the lowest rate that the ROC charts show
 _SHOWN = 8  # pictures of a view
@@ -44,7 +52,8 @@ def page(content: Content, arrays: Mapping[str, Mapping[str, NDArray[np.float32]
         headlines=list(headlines(content)),
         bounds=list(bound_rows(content)),
         bounds_chart=bounds_chart(list(_spans(content)), title="bounds on epsilon"),
-        attacks=[ATTACKS[name] for name in used],
+        attacks=[(name, what.format(**_WORDS[content["kind"]])) for name, what in map(ATTACKS.__getitem__, used)],
+        granted=_GRANTED[content["kind"]],
         rocs=list(_rocs(content, used)),
         members=list(member_rows(content)),
         views=[_view(view, arrays[view["name"]]) for view in content["views"]],

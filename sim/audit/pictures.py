@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from cxrbase_model.plan import DataSpec, Plan
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.settings import SettingsError
 from sim.audit.config import AuditConfig, PhantomPictures
+from sim.audit.sample import Pictures
 from sim.config import SimConfig
 from sim.phantom import draw_lesions, draw_patient, draw_pose, findings_of, radiograph
 from sim.phantom_detector import Scanner
@@ -22,21 +21,6 @@ from sim.pool import Pool
 from sim.prepare import Progress, prepare
 
 _DETECTOR = 160  # pixels of a phantom's side before it is made small
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """uint8 [N, S, S] and labels float32 [N, C], NaN where unknown; each of another patient."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def part(self, start: int, stop: int | None = None) -> Pictures:
-        """Some that follow each other."""
-        return Pictures(self.images[start:stop], self.labels[start:stop])
 
 
 def pictures(config: AuditConfig, plan: Plan, data: Path | None, out: Path, progress: Progress) -> Pictures:

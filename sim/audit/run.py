@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from cxrbase_model.composition import epsilon
 from cxrbase_model.files import private_folder, write_private
-from cxrbase_model.plan import FinetuneStage, Plan
 from cxrbase_model.privacy import Mechanism
 from cxrbase_model.settings import SettingsError, digest, to_mapping
-from cxrbase_model.state import State
 from sim.audit.bounds import area, best_bound, hits_at, most_measurable, roc
 from sim.audit.config import AuditConfig, View, privacy_of
 from sim.audit.membership import Guesses, canary_run, gradient_canaries, shadow_run
 from sim.audit.page import page
-from sim.audit.pictures import Pictures, pictures
+from sim.audit.pictures import pictures
+from sim.audit.sample import Pictures
 from sim.audit.sheet import sheet
+from sim.audit.subject import Subject
 from sim.audit.views import Recovery, recovery, warmed
 from sim.prepare import Progress
 
@@ -39,11 +39,11 @@ Arrays = dict[str, NDArray[Any]]
 class Audit:
     """One audit in a folder: audit.json with every number, report.html, pictures.png, and parts/ to go on from."""
 
-    def __init__(self, config: AuditConfig, plan: Plan, stage: FinetuneStage, data: Path | None, out: Path) -> None:
-        self.config, self.plan, self.stage, self.data, self.out = config, plan, stage, data, out
+    def __init__(self, config: AuditConfig, subject: Subject, data: Path | None, out: Path) -> None:
+        self.config, self.subject, self.plan, self.data, self.out = config, subject, subject.plan, data, out
         self.parts = private_folder(out / "parts")
         mark = digest(
-            {"audit": to_mapping_of(config), "plan": to_mapping(plan), "data": str(data.resolve()) if data else ""}
+            {"audit": to_mapping_of(config), "plan": to_mapping(self.plan), "data": str(data.resolve()) if data else ""}
         )
         file = out / "audit.digest"
         if file.exists() and file.read_text(encoding="ascii") != mark:
@@ -57,7 +57,8 @@ class Audit:
         content: Content = {
             "schema": SCHEMA,
             "plan": to_mapping(self.plan),
-            "stage": self.stage.name,
+            "stage": self.subject.stage.name,
+            "kind": self.subject.stage.kind,
             "audit": to_mapping_of(self.config),
             "pictures": len(pool),
             "threads": torch.get_num_threads(),
@@ -94,7 +95,7 @@ class Audit:
 
         def canaries() -> tuple[Content, Arrays]:
             run = canary_run(
-                self.plan, self.stage, pool.part(0, settings.count),
+                self.subject, pool.part(0, settings.count),
                 pool.part(settings.count, settings.count + settings.others), settings.rounds, privacy,
             )  # fmt: skip
             costs = [dataclasses.asdict(each) for each in run.mechanisms]
@@ -119,9 +120,7 @@ class Audit:
 
             def shadows() -> tuple[Content, Arrays]:
                 shadow = self.config.shadows
-                run = shadow_run(
-                    self.plan, self.stage, pool.part(0, shadow.pictures), shadow.models, shadow.rounds, privacy
-                )
+                run = shadow_run(self.subject, pool.part(0, shadow.pictures), shadow.models, shadow.rounds, privacy)
                 costs = [dataclasses.asdict(each) for each in run.mechanisms]
                 return {"mechanisms": costs}, _packed(shadows=run.ratio, loss=run.loss)
 
@@ -156,15 +155,12 @@ class Audit:
         settings = self.config.inversion
 
         def attack() -> tuple[Content, Arrays]:
-            plan, state = self._warmed(view.positions, known)
-            found = recovery(plan, self.stage, state, view, targets, known, settings.effort)
+            subject, state = warmed(self.subject, known, settings, view.positions)
+            found = recovery(subject, state, view, targets, known, settings.effort)
             return _told(found), {"truth": found.truth.numpy(), "recovered": found.attempts[0].pictures.numpy()}
 
         kept = self._kept(_file_name("view", view.name), attack, told)
         return {**to_mapping(view), **kept}
-
-    def _warmed(self, positions: str, known: Pictures) -> tuple[Plan, State]:
-        return warmed(self.plan, self.stage, known, self.config.inversion, positions)
 
     def _kept(
         self, name: str, make: Callable[[], tuple[Content, Arrays]], told: Callable[[str], None] | None = None

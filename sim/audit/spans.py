@@ -36,28 +36,36 @@ _QKV = "encoder.blocks.0.attn.qkv"
 class Chart:
     """Where patches may lie: the one at place n is origin[n] + z_n @ basis, for K numbers z_n.
 
-    origin: [N, P*P]. basis: [K, P*P].
+    origin: [N, P*P]. basis: [K, P*P]. misfit: [N], how badly the best patch fits each place, relative to the place's vector.
     """
 
     origin: Tensor
     basis: Tensor
+    misfit: Tensor
 
-    def pictures(self, z_BNK: Tensor, patch: int) -> Tensor:
-        """[B, N, K] to normalised pictures [B, H, W]."""
-        return unpatchify(self.origin + z_BNK @ self.basis, patch)
+    def pictures(self, z_BnK: Tensor, patch: int, visible_Bn: Tensor | None) -> Tensor:
+        """[B, n, K] at all places, or at the visible ones, to normalised pictures [B, H, W]; grey where nothing is visible."""
+        if visible_Bn is None:
+            return unpatchify(self.origin + z_BnK @ self.basis, patch)
+        patches_BnP = self.origin[visible_Bn] + z_BnK @ self.basis
+        places_BnP = visible_Bn[:, :, None].expand_as(patches_BnP)
+        blank_BNP = torch.zeros(len(visible_Bn), *self.origin.shape, dtype=self.origin.dtype)
+        return unpatchify(blank_BNP.scatter(1, places_BnP, patches_BnP), patch)
 
 
 def by_spans(attacker: Attacker, seen: Gradient, effort: Effort) -> Tensor | None:
     """Pictures [B, H, W] from a gradient; None where tokens are too many, or noise has hidden the spans."""
-    tokens = attacker.places * attacker.count
-    spans = {name: span(seen, name, tokens) for name in _linear(attacker.model)}
-    if spans.get(EMBED) is None or spans.get(_QKV) is None:
+    spans = {name: span(seen, name, attacker.tokens) for name in _linear(attacker.model)}
+    if (patches := spans.pop(EMBED, None)) is None or (inputs := spans.get(_QKV)) is None:
         return None
-    found = {name: each for name, each in spans.items() if each is not None}
-    search = _Search(attacker, found)
-    if search.chart.basis.shape[0] == 0:  # every place has one solution
-        return search.pictures(search.start())
-    return search.pictures(search.run(effort))
+    found = chart(attacker.model, patches, inputs)
+    if not attacker.sure:  # the masks are not known, but of one picture they show: patches fit where they were seen
+        if attacker.count > 1:
+            return None
+        attacker = attacker.believing(found.misfit.topk(attacker.tokens, largest=False).indices[None])
+    search = _Search(attacker, found, {name: each for name, each in spans.items() if each is not None})
+    z = search.run(effort) if found.basis.shape[0] else search.start()  # of nothing, where every place has one solution
+    return attacker.completed(seen, search.pictures(z))
 
 
 def span(seen: Gradient, layer: str, tokens: int) -> Tensor | None:
@@ -99,8 +107,9 @@ def chart(model: Any, patches_KI: Tensor, inputs_KI: Tensor) -> Chart:
         _, sizes, directions = torch.linalg.svd(equations)
         known = int((sizes > _SOLVABLE * sizes[0]).sum())
         solved = torch.linalg.lstsq(equations, right, rcond=_SOLVABLE, driver="gelsd").solution
+        misfit = (equations @ solved - right).norm(dim=0) / right.norm(dim=0)
         _, sizes, basis = torch.linalg.svd(directions[known:, :-1] @ pixels_KP, full_matrices=False)
-    return Chart(solved[:-1].T @ pixels_KP, basis[sizes > 1e-6])
+    return Chart(solved[:-1].T @ pixels_KP, basis[sizes > 1e-6], misfit)
 
 
 def _bias_and_one(norm: Any) -> Tensor:
@@ -117,26 +126,30 @@ def _linear(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 class _Search:
-    """Numbers z [B, N, K] on a chart for which all layers' inputs lie in their spans."""
+    """Numbers z [B, N, K] on a chart for which all layers' inputs lie in their spans; N are the visible places alone where some are hidden."""
 
-    def __init__(self, attacker: Attacker, spans: dict[str, Tensor]) -> None:
-        self.attacker, self.model = attacker, attacker.model
-        self.chart = chart(self.model, spans[EMBED], spans[_QKV])
-        self.spans = {name: each for name, each in spans.items() if name != EMBED}
+    def __init__(self, attacker: Attacker, chart: Chart, spans: dict[str, Tensor]) -> None:
+        self.attacker, self.chart, self.spans = attacker, chart, spans
         self._inputs: dict[str, Tensor] = {}
 
     def start(self) -> Tensor:
         """Random numbers."""
-        shape = (self.attacker.count, self.attacker.places, len(self.chart.basis))
+        count = self.attacker.count
+        shape = (count, self.attacker.tokens // count, len(self.chart.basis))
         return torch.randn(shape, generator=self.attacker.draw, dtype=torch.float64)
 
     def pictures(self, z_BNK: Tensor) -> Tensor:
-        """[B, N, K] to normalised pictures [B, H, W]."""
-        return self.chart.pictures(z_BNK, self.attacker.patch)
+        """[B, N, K] to normalised pictures [B, H, W]; a multiple of those of the step is possible."""
+        visible = self.attacker.visible
+        if visible is not None:
+            visible = visible.repeat(len(z_BNK) // len(visible), 1)
+        return self.chart.pictures(z_BNK, self.attacker.patch, visible)
 
     def run(self, effort: Effort) -> Tensor:
         """The best z of a few searches, improved patch by patch."""
-        handles = [part.register_forward_pre_hook(self._note(name)) for name, part in _linear(self.model).items()]
+        handles = [
+            part.register_forward_pre_hook(self._note(name)) for name, part in _linear(self.attacker.model).items()
+        ]
         try:
             begun = [self._searched(self.start(), effort.steps, _SMOOTH) for _ in range(effort.restarts)]
             best, z = min(begun, key=lambda each: each[0])
@@ -181,7 +194,7 @@ class _Search:
 
     def misfits(self, z_BNK: Tensor) -> Tensor:
         """The share of each token's inputs that lies outside the layers' spans, averaged over layers, [B, N]."""
-        self.model(self.pictures(z_BNK))
+        self.attacker.encode(self.pictures(z_BNK))
         total = torch.zeros(z_BNK.shape[:2], dtype=torch.float64)
         for name, basis in self.spans.items():
             inputs = self._inputs[name]

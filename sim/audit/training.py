@@ -1,29 +1,21 @@
-"""The audited training: the engine's fine-tuning, round by round, of pictures that are each of another patient."""
+"""The audited training: the engine's, round by round, of pictures that are each of another patient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from cxrbase_model.augment import normalise
-from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.dpsgd import Protection, mechanism_of
-from cxrbase_model.engine import Progress, finetune
-from cxrbase_model.losses import classification_costs
+from cxrbase_model.engine import Progress
 from cxrbase_model.normals import NoiseSource
-from cxrbase_model.plan import FinetuneStage, Plan
 from cxrbase_model.privacy import Mechanism, Privacy
 from cxrbase_model.rows import batch_rows, steps_of
-from cxrbase_model.runtime import Runtime
 from cxrbase_model.seeds import derive_seed
 from cxrbase_model.state import State, load_state, state_of
-from sim.audit.pictures import Pictures
-
-RUNTIME = Runtime(torch.device("cpu"))
+from sim.audit.sample import Pictures
+from sim.audit.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -34,11 +26,9 @@ class Trained:
     mechanisms: list[Mechanism]
 
 
-def train(
-    plan: Plan, stage: FinetuneStage, data: Pictures, rounds: int, seed: int, privacy: Privacy | None = None
-) -> Trained:
+def train(subject: Subject, data: Pictures, rounds: int, seed: int, privacy: Privacy | None = None) -> Trained:
     """Some rounds of a hospital that is alone with the server; the noise of DP-SGD is seeded, so that an audit repeats."""
-    model = build_classifier(plan, stage)
+    model, stage = subject.built(), subject.stage
     states, mechanisms, moments = [state_of(model)], [], None
     rows = np.arange(len(data))
     mechanism = None if privacy is None else mechanism_of(privacy, rows, stage.batch_size, stage.local_epochs)
@@ -52,29 +42,15 @@ def train(
             mechanisms.append(mechanism)
         else:
             order = batch_rows(rows, stage.batch_size, drawn, stage.local_epochs)
-        result = finetune(
-            model, _batches(data, order), stage, torch.ones(len(plan.data.findings)),
-            Progress(number * steps, rounds * steps), drawn, RUNTIME, moments, None, protection,
-        )  # fmt: skip
+        progress = Progress(number * steps, rounds * steps)
+        result = subject.trained(model, data, order, progress, drawn, moments, protection)
         moments = result.moments or None
         states.append(state_of(model))
     return Trained(states, mechanisms)
 
 
-def losses(model: Classifier, data: Pictures, stage: FinetuneStage) -> torch.Tensor:
-    """The mean cost of each picture's known labels, float64 [N], with its graph where one is kept."""
-    targets = torch.from_numpy(data.labels)
-    costs = classification_costs(model(normalise(torch.from_numpy(data.images))), targets, None, stage.loss)
-    return costs.double().sum(dim=1) / torch.isfinite(targets).sum(dim=1).clamp(min=1)
-
-
-def loaded(plan: Plan, stage: FinetuneStage, state: State) -> Classifier:
+def loaded(subject: Subject, state: State) -> Any:
     """A model with these weights."""
-    model = build_classifier(plan, stage)
+    model = subject.built()
     load_state(model, state)
     return model
-
-
-def _batches(data: Pictures, order: Iterator[NDArray[np.int64]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for rows in order:
-        yield torch.from_numpy(data.images[rows]), torch.from_numpy(data.labels[rows])

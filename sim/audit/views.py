@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxrbase_model.augment import augment, draw_augmentation, normalise
-from cxrbase_model.classifier import Classifier, build_classifier
 from cxrbase_model.dpsgd import PrivateBatches, Protection
-from cxrbase_model.engine import Progress, finetune
-from cxrbase_model.losses import classification_costs, known_labels
+from cxrbase_model.engine import Progress
 from cxrbase_model.normals import NoiseSource
 from cxrbase_model.optim import learning_rate, parameter_groups
 from cxrbase_model.parallel import Rows
-from cxrbase_model.plan import FinetuneStage, Plan
 from cxrbase_model.privacy import Privacy
 from cxrbase_model.seeds import derive_seed, generator
 from cxrbase_model.state import State, load_state, state_of, subtract
 from sim.audit.config import Inversion, View, privacy_of
 from sim.audit.inversion import Attacker, Effort, Gradient, grey
-from sim.audit.pictures import Pictures
+from sim.audit.sample import Pictures
 from sim.audit.similarity import Likeness, paired, psnr, ssim
 from sim.audit.spans import by_spans
-from sim.audit.training import RUNTIME, train
+from sim.audit.subject import RUNTIME, Subject, with_positions
+from sim.audit.training import loaded, train
 
 _SMOOTH = (1e-3, 3e-2)  # weights of the total variation in matching: for exact gradients, and for noisy ones
 _TOTAL = 1000  # steps of the stage in whose middle an update is seen
@@ -35,11 +33,13 @@ _TOTAL = 1000  # steps of the stage in whose middle an update is seen
 
 @dataclass(frozen=True)
 class Seen:
-    """What the server has of a view, and, for the auditor alone, the network's inputs behind it, grey values [B, H, W]."""
+    """What the server has of a view, and, for the auditor alone, what is behind it: the network's inputs, grey values [B, H, W], and the
+    labels or masks.
+    """
 
     gradient: Gradient
     truth: Tensor
-    targets: Tensor
+    facts: Rows
 
 
 @dataclass(frozen=True)
@@ -66,31 +66,37 @@ class Recovery:
     stranger: list[Likeness]  # of the mean of other pictures: what one gets without seeing anything
 
 
-def warmed(plan: Plan, stage: FinetuneStage, data: Pictures, settings: Inversion, positions: str) -> tuple[Plan, State]:
-    """The plan with such positions, and a global model after a few rounds: the first has a head of zeros and gives nothing away."""
-    plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, positions=positions))
-    return plan, train(plan, stage, data, settings.warmup, derive_seed(plan.seed, "audit", "warm-up")).states[-1]
+def warmed(subject: Subject, data: Pictures, settings: Inversion, positions: str) -> tuple[Subject, State]:
+    """The subject with such positions, and a global model after a few rounds: the first has a head of zeros and gives nothing away."""
+    subject = with_positions(subject, positions)
+    seed = derive_seed(subject.plan.seed, "audit", "warm-up")
+    return subject, train(subject, data, settings.warmup, seed).states[-1]
 
 
-def recovery(
-    plan: Plan, stage: FinetuneStage, state: State, view: View, data: Pictures, known: Pictures, effort: Effort
-) -> Recovery:
+def recovery(subject: Subject, state: State, view: View, data: Pictures, known: Pictures, effort: Effort) -> Recovery:
     """Attack a view of the first pictures of `data`; `known` are others, among which the recovered one might be looked for."""
-    model = build_classifier(plan, stage)
-    load_state(model, state)
-    privacy = privacy_of(plan, view.noise)
+    model = loaded(subject, state)
+    privacy = privacy_of(subject.plan, view.noise)
     see = _see_gradient if view.sees == "gradient" else _see_update
-    seen = see(model, stage, view, data, privacy, plan.seed)
-    attempts = sorted(_attempts(model, stage, view, seen, effort), key=lambda each: -each.psnr)
+    seen = see(model, subject, view, data, privacy)
+    attacker = _attacker(model, subject, view, data, seen)
+    attempts = sorted(_attempts(attacker, view, seen, effort), key=lambda each: -each.psnr)
     others = torch.from_numpy(known.images).float() / 255
     mean = others.mean(dim=0)
     stranger = [Likeness(psnr(each, mean), ssim(each, mean)) for each in seen.truth]
     return Recovery(seen.truth, attempts, _identified(seen.truth, attempts[0].pictures, others), stranger)
 
 
-def _attempts(model: Classifier, stage: FinetuneStage, view: View, seen: Seen, effort: Effort) -> list[Attempt]:
+def _attacker(model: nn.Module, subject: Subject, view: View, data: Pictures, seen: Seen) -> Attacker:
+    """Who knows the masks, or draws some."""
+    facts, sure = seen.facts, view.masks == "known"
+    if not sure:
+        facts = subject.facts(data.part(0, len(seen.truth)), generator(0, "audit", "guessed masks", view.name))
+    return Attacker(model, subject, facts, derive_seed(0, "audit", "attacker", view.name), sure=sure)
+
+
+def _attempts(attacker: Attacker, view: View, seen: Seen, effort: Effort) -> list[Attempt]:
     """Every attack that applies. The auditor takes the best by the truth, which is more than an attacker could."""
-    attacker = Attacker(model, stage, seen.targets, derive_seed(0, "audit", "attacker", view.name))
     attacks: dict[str, Callable[[], Tensor | None]] = {}
     if view.sees == "gradient":
         attacks["closed form"] = lambda: attacker.by_closed_form(seen.gradient)
@@ -114,71 +120,66 @@ def _attempts(model: Classifier, stage: FinetuneStage, view: View, seen: Seen, e
     return done
 
 
-def _see_gradient(
-    model: Classifier, stage: FinetuneStage, view: View, data: Pictures, privacy: Privacy | None, seed: int
-) -> Seen:
+def _see_gradient(model: nn.Module, subject: Subject, view: View, data: Pictures, privacy: Privacy | None) -> Seen:
     """The mean over the hospitals of the gradient of a step's loss, or of what DP-SGD makes of it."""
-    count = view.pictures * view.hospitals
-    images, targets = torch.from_numpy(data.images[:count]), torch.from_numpy(data.labels[:count])
+    seed, part = subject.plan.seed, data.part(0, view.pictures * view.hospitals)
+    rows = subject.facts(part, generator(seed, "audit", "masks", view.name)) | {"images": torch.from_numpy(part.images)}
     total: dict[str, Tensor] = {}
     for hospital in range(view.hospitals):
-        rows = slice(hospital * view.pictures, (hospital + 1) * view.pictures)
+        own = slice(hospital * view.pictures, (hospital + 1) * view.pictures)
         source = NoiseSource(derive_seed(seed, "audit", "view", view.name, hospital))
         protection = None if privacy is None else Protection(privacy, source)
-        for name, part in _gradient(model, stage, images[rows], targets[rows], protection).items():
-            total[name] = total.get(name, torch.zeros_like(part)) + part / view.hospitals
-    return Seen(total, images.float() / 255, targets)
+        step = {name: tensor[own] for name, tensor in rows.items()}
+        for name, slope in _gradient(model, subject, step, protection).items():
+            total[name] = total.get(name, torch.zeros_like(slope)) + slope / view.hospitals
+    truth = rows.pop("images").float() / 255
+    return Seen(total, truth, rows)
 
 
-def _gradient(
-    model: Classifier, stage: FinetuneStage, images: Tensor, targets: Tensor, protection: Protection | None
-) -> dict[str, Tensor]:
+def _gradient(model: nn.Module, subject: Subject, rows: Rows, protection: Protection | None) -> dict[str, Tensor]:
     model.zero_grad()
 
     def costs_of(rows: Rows) -> Tensor:
-        return classification_costs(model(normalise(rows["images"])), rows["targets"], None, stage.loss)
+        return subject.costs(model, normalise(rows["images"]), rows)
 
-    rows = {"images": images, "targets": targets}
     if protection is None:
-        (costs_of(rows).sum() / known_labels(targets)).backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+        (costs_of(rows).sum() / subject.divisor(rows)).backward()  # type: ignore[no-untyped-call]  # torch has no types for it
     else:
-        PrivateBatches(model, costs_of, RUNTIME, protection, len(images)).backward(rows, torch.tensor(1.0))
+        PrivateBatches(model, costs_of, RUNTIME, protection, len(rows["images"])).backward(rows, torch.tensor(1.0))
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-def _see_update(
-    model: Classifier, stage: FinetuneStage, view: View, data: Pictures, privacy: Privacy | None, seed: int
-) -> Seen:
+def _see_update(model: nn.Module, subject: Subject, view: View, data: Pictures, privacy: Privacy | None) -> Seen:
     """What the engine's update says of the gradient: the update over minus the rates it was made with, weight decay taken out."""
-    each = view.pictures * view.steps
-    images, targets = (torch.from_numpy(part[: each * view.hospitals]) for part in (data.images, data.labels))
-    before, truth = state_of(model), []
+    seed, each = subject.plan.seed, view.pictures * view.steps
+    before, truth, facts = state_of(model), list[Tensor](), list[Rows]()
     total = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
     for hospital in range(view.hospitals):
         load_state(model, before)
-        rows = slice(hospital * each, (hospital + 1) * each)
-        parts = [slice(start, start + view.pictures) for start in range(rows.start, rows.stop, view.pictures)]
-        steps = [(images[part], targets[part]) for part in parts]
+        first = hospital * each
+        steps = [np.arange(start, start + view.pictures) for start in range(first, first + each, view.pictures)]
         source = NoiseSource(derive_seed(seed, "audit", "view", view.name, hospital))
-        finetune(
-            model, steps, stage, torch.ones(targets.shape[1]), Progress(_TOTAL // 2, _TOTAL), seed, RUNTIME,
-            protection=None if privacy is None else Protection(privacy, source),
-        )  # fmt: skip
-        draws = generator(seed, "augmentation")  # as the engine has drawn
-        truth += [augment(part, draw_augmentation(part.shape, stage.augmentation, draws)) for part, _ in steps]
+        protection = None if privacy is None else Protection(privacy, source)
+        subject.trained(model, data, steps, Progress(_TOTAL // 2, _TOTAL), seed, None, protection)
+        draws, masks = generator(seed, "augmentation"), generator(seed, "masks")  # as the engine has drawn
+        for rows in steps:
+            images = torch.from_numpy(data.images[rows])
+            truth.append(augment(images, draw_augmentation(images.shape, subject.stage.augmentation, draws)))
+            facts.append(subject.facts(Pictures(data.images[rows], data.labels[rows]), masks))
         update = subtract(state_of(model), before)
         total = {name: total[name] + update[name] for name in total}
     load_state(model, before)
-    return Seen(_undone(model, stage, view, total), grey(torch.cat(truth)), targets)
+    together = {name: torch.cat([one[name] for one in facts]) for name in facts[0]}
+    return Seen(_undone(model, subject, view, total), grey(torch.cat(truth)), together)
 
 
-def _undone(model: Classifier, stage: FinetuneStage, view: View, total: State) -> dict[str, Tensor]:
+def _undone(model: Any, subject: Subject, view: View, total: State) -> dict[str, Tensor]:
     """An update without learning rate and weight decay, which the plan tells."""
-    settings = stage.optimizer
-    rate = sum(learning_rate(_TOTAL // 2 + step, _TOTAL, settings, stage.batch_size) for step in range(view.steps))
+    settings, batch = subject.stage.optimizer, subject.stage.batch_size
+    rate = sum(learning_rate(_TOTAL // 2 + step, _TOTAL, settings, batch) for step in range(view.steps))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}
-    for group in parameter_groups(model, settings.weight_decay, stage.layer_decay, len(model.encoder.blocks)):
+    for group in parameter_groups(model, settings.weight_decay, subject.layer_decay, len(model.encoder.blocks)):
         for parameter in group["params"]:
             name = names[id(parameter)]
             size = rate * group["scale"] * view.hospitals

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from cxrbase_model.plan import FinetuneStage
 from cxrbase_model.settings import SettingsError
 from sim.audit.config import read_audit
 from sim.cli import EXIT_OK, EXIT_USAGE, main
@@ -114,7 +115,10 @@ def test_folders_of_real_pictures_are_audited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"stage": "other"}, r"stage: expected a fine-tuning stage of tiny <plan> \(detect\), found 'other'"),
+        (
+            {"stage": "other"},
+            r"stage: expected a fine-tuning or pretraining stage of tiny <plan> \(detect\), found 'other'",
+        ),
         ({"shadows": {"models": 3}}, r"shadows\.models: expected 0 or an even number of at least 4, found 3"),
         ({"noise": [0.0]}, r"noise.*: expected 0\.1 to 1000\.0, found 0\.0"),
         ({"inversion": {"views": [{"name": "a"}, {"name": "a"}]}}, r"inversion\.views: expected each name once"),
@@ -130,13 +134,15 @@ def test_a_wrong_configuration_is_named(tmp_path: Path, change: dict[str, Any], 
 
 
 def test_what_would_blur_an_audit_is_left_out_of_its_stage(tmp_path: Path) -> None:
-    _, plan, stage = read_audit(write(tmp_path, PLAN, AUDIT))
+    _, subject = read_audit(write(tmp_path, PLAN, AUDIT))
+    plan, stage = subject.plan, subject.stage
+    assert isinstance(stage, FinetuneStage)
     assert (stage.drop_path, stage.positive_weight, stage.augmentation.rotation) == (0.0, 1.0, 0.0)
     assert len(plan.stages) == 1
 
 
-@pytest.mark.parametrize("name", ["audit", "audit-folders"])
+@pytest.mark.parametrize("name", ["audit", "audit-folders", "audit-pretrain"])
 def test_the_audits_that_come_with_it_are_sound(name: str) -> None:
-    config, plan, _ = read_audit(Path(__file__).parents[2] / "configs" / "sim" / f"{name}.yaml")
-    assert plan.privacy is not None
+    config, subject = read_audit(Path(__file__).parents[2] / "configs" / "sim" / f"{name}.yaml")
+    assert subject.plan.privacy is not None
     assert config.inversion.views

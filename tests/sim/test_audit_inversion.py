@@ -13,9 +13,11 @@ from cxrbase_model.plan import DataSpec, FinetuneStage, ModelSpec, Optimizer, Pl
 from cxrbase_model.state import load_state
 from sim.audit.config import PLAIN, View
 from sim.audit.inversion import Attacker, Effort, grey
-from sim.audit.pictures import Pictures, phantoms
+from sim.audit.pictures import phantoms
+from sim.audit.sample import Pictures
 from sim.audit.similarity import paired, psnr, ssim
 from sim.audit.spans import by_spans, span
+from sim.audit.subject import Finetuning
 from sim.audit.training import loaded
 from sim.audit.views import _see_gradient, _see_update, recovery
 
@@ -34,6 +36,7 @@ PLAN = Plan(
     model=ModelSpec(encoder="vit_micro", depth=1, patch_size=16),
     stages=(STAGE,),
 )
+SUBJECT = Finetuning(PLAN, STAGE)
 EFFORT = Effort(restarts=2, steps=60, hops=10, matching=25)
 
 
@@ -60,7 +63,7 @@ def built(positions: str = "fixed") -> tuple[Plan, Classifier]:
 @pytest.mark.parametrize(("positions", "attack"), [("fixed", "spans"), ("learned", "closed form")])
 def test_a_picture_comes_back_from_its_gradient(pictures: Pictures, positions: str, attack: str) -> None:
     plan, model = built(positions)
-    found = recovery(plan, STAGE, model.state_dict(), View(name="one"), pictures, pictures.part(1), EFFORT)
+    found = recovery(Finetuning(plan, STAGE), model.state_dict(), View(name="one"), pictures, pictures.part(1), EFFORT)
     assert found.attempts[0].attack == attack
     assert found.attempts[0].likeness[0].psnr > 35
     assert found.attempts[0].likeness[0].ssim > 0.98
@@ -71,7 +74,7 @@ def test_a_picture_comes_back_from_its_gradient(pictures: Pictures, positions: s
 def test_it_does_not_come_back_through_dp_sgd(pictures: Pictures, positions: str) -> None:
     plan, model = built(positions)
     view = View(name="noised", noise=1.0)
-    found = recovery(plan, STAGE, model.state_dict(), view, pictures, pictures.part(1), EFFORT)
+    found = recovery(Finetuning(plan, STAGE), model.state_dict(), view, pictures, pictures.part(1), EFFORT)
     assert not [each for each in found.attempts if each.attack == "spans"], "noise hides the spans"
     assert found.attempts[0].likeness[0].psnr < found.stranger[0].psnr, "the mean of other pictures is nearer"
     assert found.attempts[0].likeness[0].ssim < 0.4
@@ -79,8 +82,8 @@ def test_it_does_not_come_back_through_dp_sgd(pictures: Pictures, positions: str
 
 def test_the_mean_of_hospitals_is_the_gradient_of_all_their_pictures(pictures: Pictures) -> None:
     _, model = built()
-    apart = _see_gradient(model, STAGE, View(name="summed", hospitals=4), pictures, None, 0)
-    together = _see_gradient(model, STAGE, View(name="batch", pictures=4), pictures, None, 0)
+    apart = _see_gradient(model, SUBJECT, View(name="summed", hospitals=4), pictures, None)
+    together = _see_gradient(model, SUBJECT, View(name="batch", pictures=4), pictures, None)
     for name, tensor in together.gradient.items():
         torch.testing.assert_close(apart.gradient[name], tensor, atol=1e-6, rtol=1e-4)
 
@@ -88,9 +91,9 @@ def test_the_mean_of_hospitals_is_the_gradient_of_all_their_pictures(pictures: P
 def test_an_update_without_rate_and_decay_is_the_signs_of_the_gradient(pictures: Pictures) -> None:
     _, model = built()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    update = _see_update(model, STAGE, View(name="step", sees="update"), pictures, None, 0)
+    update = _see_update(model, SUBJECT, View(name="step", sees="update"), pictures, None)
     load_state(model, state)
-    attacker = Attacker(model, STAGE, update.targets, 0)
+    attacker = Attacker(model, SUBJECT, update.facts, 0)
     own = attacker.gradient(((update.truth - 0.5056) / 0.252).double())
     for name, tensor in own.items():
         sure = tensor.abs() > 1e-4 * tensor.abs().max().clamp(min=1e-3)
@@ -99,8 +102,8 @@ def test_an_update_without_rate_and_decay_is_the_signs_of_the_gradient(pictures:
 
 def test_spans_are_those_of_the_layers_inputs_until_there_are_too_many_tokens(pictures: Pictures) -> None:
     _, model = built()
-    attacker = Attacker(model, STAGE, torch.from_numpy(pictures.labels[:1]), 0)
-    seen = _see_gradient(model, STAGE, View(name="one"), pictures, None, 0).gradient
+    attacker = Attacker(model, SUBJECT, {"targets": torch.from_numpy(pictures.labels[:1])}, 0)
+    seen = _see_gradient(model, SUBJECT, View(name="one"), pictures, None).gradient
     basis = span(seen, "encoder.embed", 4)
     assert basis is not None
     patches = torch.from_numpy(pictures.images[0]).double().div(255).sub(0.5056).div(0.252)
@@ -140,6 +143,6 @@ def test_an_attacker_is_not_asked_for_the_order_of_a_batch(pictures: Pictures) -
 
 
 def test_grey_values_are_those_that_were_normalised(pictures: Pictures) -> None:
-    model = loaded(PLAN, STAGE, built()[1].state_dict())
-    seen = _see_gradient(model, STAGE, View(name="one"), pictures, None, 0)
+    model = loaded(SUBJECT, built()[1].state_dict())
+    seen = _see_gradient(model, SUBJECT, View(name="one"), pictures, None)
     assert torch.allclose(seen.truth[0], grey((seen.truth[0].double() - 0.5056) / 0.252), atol=1e-6)

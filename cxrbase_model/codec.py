@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cxrbase_model import sparse
 from cxrbase_model.compression import CompressionError, compressed, decompressed
-from cxrbase_model.quantize import quantized, restored, rows_of
+from cxrbase_model.quantize import quantized, restored, restored_pieces, rows_of
 from cxrbase_model.state import State
 from cxrbase_model.transport import SPARSE, Packing
 
@@ -143,6 +143,16 @@ class Opened(Mapping[str, Tensor]):
         """The tensor; KeyError where there is none of the name."""
         self._names[name]
         return restored(self._packed[name], self._packed[SCALE + name])
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The numbers of a tensor, a piece [N] at a time, which holds until the next is asked for; KeyError where there is none of the name."""
+        self._names[name]
+        return restored_pieces(self._packed[name], self._packed[SCALE + name])
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a tensor; KeyError where there is none of the name."""
+        self._names[name]
+        return self._packed[name].shape
 
     @property
     def at_most(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,21 @@ def quantized(tensor: Tensor, *, leave: bool = False) -> tuple[Tensor, Tensor]:
 def restored(steps: Tensor, scale: Tensor) -> Tensor:
     """The numbers of steps and the scales of their rows."""
     return rows_of(steps).float().mul_(scale[:, None]).reshape(steps.shape)
+
+
+def restored_pieces(steps: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    """As `restored`, in pieces [N] of whole rows, the first rows first; all are in the same memory, and hold until the next is asked for.
+
+    Making the whole takes several times as long, since its memory is new each time.
+    """
+    rows = rows_of(steps)
+    many = max(1, _PIECE // max(1, rows.shape[1]))
+    numbers = torch.empty(min(many, len(rows)), rows.shape[1])
+    pieces = zip(torch.split(rows, many), torch.split(scale[:, None], many), strict=True) if rows.numel() else ()
+    for piece, scales in pieces:
+        into = numbers[: len(piece)]
+        into.copy_(piece)
+        yield into.mul_(scales).view(-1)
 
 
 def rows_of(tensor: Tensor) -> Tensor:

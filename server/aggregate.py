@@ -71,11 +71,8 @@ class WeightedMean:
             raise ValueError("update: its largest element times its weight leaves the accumulator's range")
         self._file.seek(0)
         for name in self._shapes:
-            flat = (
-                update[name].contiguous().view(-1).numpy()
-            )  # a tensor at a time: an update may make them as they are read
-            for start in range(0, len(flat), _PIECE):
-                scaled = np.multiply(flat[start : start + _PIECE], weight * 2.0**FRACTION_BITS, dtype=np.float64)
+            for piece in _pieces_of(update, name):
+                scaled = np.multiply(piece, weight * 2.0**FRACTION_BITS, dtype=np.float64)
                 added = np.rint(scaled, out=scaled).astype(np.int64)
                 if self.count:  # else the file is a hole, which takes longer to read than the sums
                     added += np.fromfile(self._file, np.int64, len(added))
@@ -109,6 +106,14 @@ class WeightedMean:
             size = math.prod(shape)
             for start in range(0, size, _PIECE):
                 yield name, start, np.fromfile(self._file, np.int64, min(_PIECE, size - start))
+
+
+def _pieces_of(update: Mapping[str, Tensor], name: str) -> Iterator[NDArray[np.floating]]:
+    """The numbers of a tensor of an update, at most `_PIECE` at a time. It is asked for once: an update may make it as it is read."""
+    parts = update.pieces(name) if isinstance(update, Opened) else (update[name].contiguous().view(-1),)
+    for part in parts:
+        for start in range(0, len(part), _PIECE):
+            yield part[start : start + _PIECE].numpy()
 
 
 def _largest(tensor: Tensor) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cxrbase_model import sparse
 from cxrbase_model.compression import CompressionError, compressed, decompressed
-from cxrbase_model.quantize import quantized, restored, restored_pieces, rows_of
+from cxrbase_model.quantize import halved, quantized, restored, restored_pieces, rows_of
 from cxrbase_model.state import State
 from cxrbase_model.transport import SPARSE, Packing
 
@@ -187,7 +187,7 @@ class Halved(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor; KeyError where there is none of the name."""
-        return self._state[name].bfloat16()
+        return halved(self._state[name])
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
@@ -207,7 +207,7 @@ class Rounded(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """The tensor as it unpacks."""
         if self._packing.precision == "bf16":
-            return self._state[name].bfloat16().float()
+            return halved(self._state[name]).float()
         if self._packing.precision == SPARSE:
             return sparse.thinned(self._state[name], self._packing.keep)
         return restored(*quantized(self._state[name]))

@@ -1,4 +1,4 @@
-"""int8 with one float32 scale for each row of a matrix, a piece of the rows at a time, so that what is in work stays in the processor's cache."""
+"""int8 with one float32 scale for each row of a matrix, and bfloat16; a piece at a time, so that what is in work stays in the processor's cache."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def quantized(tensor: Tensor, *, leave: bool = False) -> tuple[Tensor, Tensor]:
         if leave:
             piece -= whole.mul_(largest)
     return steps.reshape(tensor.shape), scale.flatten()
+
+
+def halved(tensor: Tensor) -> Tensor:
+    """The bfloat16 numbers of a float32 tensor."""
+    half = torch.empty(tensor.shape, dtype=torch.bfloat16)
+    pieces = zip(torch.split(half.view(-1), _PIECE), torch.split(tensor.reshape(-1), _PIECE), strict=True)
+    for into, piece in pieces:
+        into.copy_(piece)
+    return half
 
 
 def restored(steps: Tensor, scale: Tensor) -> Tensor:

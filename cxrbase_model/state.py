@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -123,9 +123,14 @@ class Digest:
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take in the next tensor."""
-        tensor = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
-        self._hash.update(json.dumps([name, list(tensor.shape)]).encode())
-        self._hash.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")  # type: ignore[arg-type]  # numpy arrays are buffers
+        tensor = tensor.detach().to(device="cpu", dtype=torch.float32)
+        self.add_parts(name, tensor.shape, [tensor.reshape(-1)])
+
+    def add_parts(self, name: str, shape: torch.Size, parts: Iterable[Tensor]) -> None:
+        """As `add`, of a tensor whose float32 numbers come in parts [N] that need not be there together."""
+        self._hash.update(json.dumps([name, list(shape)]).encode())
+        for part in parts:
+            self._hash.update(part.contiguous().numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
 
     def hexadecimal(self) -> str:
         """The digest of what has come."""

@@ -22,6 +22,7 @@ import yaml
 
 from bench.wire.watcher import Watcher
 from cxrbase_model.transport import CHUNK_BYTES
+from server.database import lay_out
 
 _ROOT = Path(__file__).parents[2]
 _PYTHON = Path(sys.executable).name
@@ -138,6 +139,8 @@ def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterat
     )
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     link += ["--database", str(folder / "state.db"), "--health-server-address", f"127.0.0.1:{free_port()}"]
+    if ours:
+        lay_out(folder / "state.db")
     with contextlib.ExitStack() as stack:
         sessions[stack.enter_context(_daemon("flower-superlink", link, folder, switches | _SERVER if ours else {}))] = (
             "superlink"

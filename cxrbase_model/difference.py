@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cxrbase_model.bitplanes import Planes, planes, whole
 from cxrbase_model.codec import SCALE, CodecError, pack, unpack
-from cxrbase_model.quantize import halved, quantized, restored, restored_pieces
+from cxrbase_model.quantize import halved, quantized, restored, restored_pieces, rows_and_columns, rows_of
 from cxrbase_model.state import State
 from cxrbase_model.transport import PRECISIONS
 
@@ -52,7 +52,7 @@ def widen(pieces: Pieces) -> Tensor:
 def widened(pieces: Pieces) -> Iterator[Tensor]:
     """The numbers of `widen` in parts [N], each of which holds until the next is asked for."""
     if len(pieces) == 2:
-        return restored_pieces(*pieces)
+        return restored_pieces(rows_of(pieces[0]).numpy(), pieces[1].numpy())
     return (part.float() for part in torch.split(pieces[0].reshape(-1), _PART))
 
 
@@ -75,8 +75,8 @@ def _is_of(pieces: Pieces, kinds: Iterable[tuple[torch.dtype, ...]]) -> bool:
 
 
 def _scales(shape: torch.Size) -> torch.Size:
-    """The shape of the scales of an int8 tensor's rows; a vector is one row."""
-    return torch.Size([shape[0] if len(shape) > 1 else 1])
+    """The shape of the scales of an int8 tensor's rows."""
+    return torch.Size([rows_and_columns(shape)[0]])
 
 
 def scattered(pieces: Mapping[str, Pieces]) -> State:

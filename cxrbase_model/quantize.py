@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _STEPS = 127
@@ -46,19 +49,25 @@ def restored(steps: Tensor, scale: Tensor) -> Tensor:
     return rows_of(steps).float().mul_(scale[:, None]).reshape(steps.shape)
 
 
-def restored_pieces(steps: Tensor, scale: Tensor) -> Iterator[Tensor]:
-    """As `restored`, in pieces [N] of whole rows, the first rows first; all are in the same memory, and hold until the next is asked for.
+def restored_pieces(steps: NDArray[np.int8], scale: NDArray[np.float32]) -> Iterator[Tensor]:
+    """The numbers of `restored` in pieces [N], of steps [R, C] and the scales [R] of their rows; each holds until the next is asked for.
 
     Making the whole takes several times as long, since its memory is new each time.
     """
-    rows = rows_of(steps)
-    many = max(1, _PIECE // max(1, rows.shape[1]))
-    numbers = torch.empty(min(many, len(rows)), rows.shape[1])
-    pieces = zip(torch.split(rows, many), torch.split(scale[:, None], many), strict=True) if rows.numel() else ()
-    for piece, scales in pieces:
-        into = numbers[: len(piece)]
-        into.copy_(piece)
-        yield into.mul_(scales).view(-1)
+    count, width = steps.shape
+    many = max(1, _PIECE // max(1, width))
+    numbers = np.empty((min(many, count), width), np.float32)
+    for start in range(0, count if width else 0, many):
+        some = steps[start : start + many]
+        into = numbers[: len(some)]
+        with np.errstate(invalid="ignore", over="ignore"):  # whoever sent them may have scales that are not finite
+            np.multiply(some, scale[start : start + many, None], out=into)
+        yield torch.from_numpy(into.reshape(-1))
+
+
+def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape of `rows_of` a tensor of a shape."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
 
 def rows_of(tensor: Tensor) -> Tensor:

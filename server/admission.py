@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrbase_model.codec import CodecError, Opened, opened
+from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.opened import Opened, opened
 from cxrbase_model.plan import EvaluateStage, Stage
 from cxrbase_model.state import size, square
 from cxrbase_model.transport import EXACT, Packing

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxrbase_model.codec import Opened
+from cxrbase_model.opened import Opened
 from cxrbase_model.state import State
 
 FRACTION_BITS = 32  # resolution 2^-32 of weight x update: far below float32's own at the size of weights

@@ -21,6 +21,7 @@ from cxrbase_model.difference import Pieces, encode_difference, narrow, widened
 from cxrbase_model.messages import Code, Task, WireError, reply_from_message
 from cxrbase_model.state import Digest, State, digest
 from cxrbase_model.transport import Packing, Transport
+from server.memory import give_back
 
 
 class Broadcast:
@@ -83,6 +84,7 @@ class Broadcasts:
             for _ in pieces:  # kept for the next broadcast
                 pass
         self.close()
+        give_back()
         task = replace(task, state_digest=whole.hexadecimal())
         self._last, self._digest, self._holders = shelf, task.state_digest, set()
         return Broadcast(task, before, packing, difference, base, holders)

@@ -32,7 +32,10 @@ _SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
 }  # as deployments of ours have it
-_SERVER = {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # and the server's besides
+_SERVER = {
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS": "1",
+}  # and the server's besides
 
 OURS: Mapping[str, Any] = {}  # the plan's default
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,7 +39,11 @@ try:
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
-    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
+    from flwr.supercore.inflatable.inflatable_utils import (
+        ObjectUnavailableError,
+        pull_and_inflate_object_from_tree,
+        pull_objects,
+    )
     from flwr.supercore.interceptors import (
         RuntimeTokenHttpInterceptor,
         RuntimeVersionHttpInterceptor,
@@ -193,9 +197,29 @@ def sign_off(node: int, superlink: str, authority: Path, key_file: Path) -> None
 def run_supernode(arguments: list[str]) -> None:
     """Be Flower's SuperNode with this command line, at a pace of our own; returns by SystemExit."""
     vars(start_client_internal)["time"] = Pace()  # its loop's waits have no option
+    vars(start_client_internal)["pull_objects"] = going_on(pull_objects)
     look_often()
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
+
+
+def going_on(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[str, bytes]]:
+    """Flower's `pull_objects` that goes on after the line was cut, for as long as it looks for pieces.
+
+    Flower waits for a line that is down, but takes a TLS connection that was cut for one to the wrong server: it gives up, drops all pieces
+    that had come, and the server has to ask again. Who answers is checked for each connection, so another try shows nobody anything.
+    """
+
+    def pulled(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **settings: Any) -> dict[str, bytes]:
+        def once(object_id: str) -> bytes:
+            try:
+                return pull_object_fn(object_id)
+            except httpx.TransportError:
+                raise ObjectUnavailableError(object_id) from None
+
+        return pull(object_ids, once, **settings)
+
+    return pulled
 
 
 def look_often() -> None:

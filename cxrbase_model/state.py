@@ -88,13 +88,22 @@ def norm(state: Mapping[str, Tensor]) -> float:
 
 
 def square(tensor: Tensor) -> float:
-    """The sum of squares, in float64 a piece at a time: a copy of the whole would be twice as large as the tensor.
+    """The sum of squares, in float64 a piece at a time: a copy of the whole would be twice as large as the tensor."""
+    return squares([tensor.detach().reshape(-1)])
+
+
+def squares(pieces: Iterable[Tensor]) -> float:
+    """The sum of the squares of all numbers of pieces [N].
 
     Not by torch's product of vectors, which shares even so few numbers among threads: where other work keeps a core busy, each piece
     waited for the other thread, and a round's norms took minutes. The sum does not depend on the number of threads either.
     """
-    pieces = (piece.double().numpy() for piece in torch.split(tensor.detach().reshape(-1), _PIECE))
-    return sum((float(np.einsum("i,i", piece, piece)) for piece in pieces), 0.0)
+    room, total = torch.empty(_PIECE, dtype=torch.float64), 0.0
+    for piece in pieces:
+        for part in torch.split(piece, _PIECE):
+            numbers = room[: len(part)].copy_(part).numpy()
+            total += float(np.einsum("i,i", numbers, numbers))
+    return total
 
 
 def size(state: Mapping[str, Tensor]) -> int:

@@ -15,7 +15,7 @@ from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.opened import Opened, opened
 from cxrbase_model.plan import EvaluateStage, Stage
-from cxrbase_model.state import size, square
+from cxrbase_model.state import size, square, squares
 from cxrbase_model.transport import EXACT, Packing
 from cxrbase_model.variates import PREFIX
 
@@ -135,6 +135,6 @@ def _length(update: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> fl
 def _square(update: Mapping[str, Tensor], name: str, shape: torch.Size) -> float | None:
     """The sum of a float32 tensor's squares, None where the tensor is another one."""
     if isinstance(update, Opened):
-        return sum(map(square, update.pieces(name))) if update.shape(name) == shape else None
+        return squares(update.pieces(name)) if update.shape(name) == shape else None
     tensor = update[name]
     return square(tensor) if tensor.shape == shape and tensor.dtype == torch.float32 else None

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -40,7 +40,6 @@ try:
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
     from flwr.supercore.inflatable.inflatable_utils import (
-        ObjectUnavailableError,
         pull_and_inflate_object_from_tree,
         pull_objects,
     )
@@ -49,10 +48,10 @@ try:
         RuntimeVersionHttpInterceptor,
         SuperExecAuthHttpInterceptor,
     )
-    from flwr.supercore.retry import RetryInvoker, exponential
+    from flwr.supercore.retry import RetryInvoker, exponential, make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supercore.task_identity import TaskIdentity
-    from flwr.supernode import start_client_internal
+    from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -197,29 +196,32 @@ def sign_off(node: int, superlink: str, authority: Path, key_file: Path) -> None
 def run_supernode(arguments: list[str]) -> None:
     """Be Flower's SuperNode with this command line, at a pace of our own; returns by SystemExit."""
     vars(start_client_internal)["time"] = Pace()  # its loop's waits have no option
-    vars(start_client_internal)["pull_objects"] = going_on(pull_objects)
+    vars(fleet_http_connection)["make_simple_http_retry_invoker"] = patient(make_simple_http_retry_invoker)
     look_often()
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
 
 
-def going_on(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[str, bytes]]:
-    """Flower's `pull_objects` that goes on after the line was cut, for as long as it looks for pieces.
+def patient(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
+    """Flower's maker of what repeats requests, whose requests wait for a line that was cut under TLS, too.
 
-    Flower waits for a line that is down, but takes a TLS connection that was cut for one to the wrong server: it gives up, drops all pieces
-    that had come, and the server has to ask again. Who answers is checked for each connection, so another try shows nobody anything.
+    Flower waits for a line that is down, but takes the sudden end of a TLS connection for a wrong server: it gives up, and all pieces that
+    had come, or gone, are sent again. Who answers is checked for each connection, so another try shows nobody anything; a certificate that
+    is refused still ends it.
     """
 
-    def pulled(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **settings: Any) -> dict[str, bytes]:
-        def once(object_id: str) -> bytes:
-            try:
-                return pull_object_fn(object_id)
-            except httpx.TransportError:
-                raise ObjectUnavailableError(object_id) from None
+    def made() -> RetryInvoker:
+        invoker = make()
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not _is_cut(error) and gives_up is not None and gives_up(error)
+        return invoker
 
-        return pull(object_ids, once, **settings)
+    return made
 
-    return pulled
+
+def _is_cut(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, httpx.TransportError) and "eof occurred" in told and "certificate" not in told
 
 
 def look_often() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cxrbase_model import sparse
 from cxrbase_model.compression import CompressionError, compressed, decompressed
-from cxrbase_model.quantize import quantized, restored, rows_of
+from cxrbase_model.quantize import halved, quantized, restored, rows_of
 from cxrbase_model.state import State
 from cxrbase_model.transport import SPARSE, Packing
 
@@ -30,7 +30,7 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip  # safetensors' names
-_HEADER_ROOM = 16 << 20  # bytes that names and shapes may take
+HEADER_ROOM = 16 << 20  # bytes that names and shapes may take
 
 
 class CodecError(ValueError):
@@ -117,46 +117,17 @@ def decode(data: bytes, packing: Packing, parameters: int) -> State:
 
 def packed(data: bytes, packing: Packing, parameters: int) -> State:
     """As `decode`, but the tensors as they are packed."""
-    if packing.compress == "zstd":
-        try:
-            data = decompressed(data, _WIDTHS[packing.precision], 5 * parameters + _HEADER_ROOM)
-        except CompressionError as error:
-            raise CodecError(str(error)) from None
-    return unpack(data)
+    return unpack(plain(data, packing, parameters))
 
 
-def opened(data: bytes, packing: Packing, parameters: int) -> Mapping[str, Tensor]:
-    """As `decode`, but an int8 state stays packed, and each tensor becomes float32 when it is asked for: a quarter of the memory."""
-    if packing.precision != "int8":
-        return decode(data, packing, parameters)
-    steps_and_scales = packed(data, packing, parameters)
-    return Opened(steps_and_scales, _scaled_names(steps_and_scales))
-
-
-class Opened(Mapping[str, Tensor]):
-    """The float32 tensors of an int8 state, made as they are read."""
-
-    def __init__(self, packed: State, names: list[str]) -> None:
-        self._packed, self._names = packed, dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The tensor; KeyError where there is none of the name."""
-        self._names[name]
-        return restored(self._packed[name], self._packed[SCALE + name])
-
-    @property
-    def at_most(self) -> float:
-        """What no magnitude is above, told without making a tensor."""
-        scales = (self._packed[SCALE + name] for name in self._names)
-        return max((128 * float(scale.abs().max()) for scale in scales if scale.numel()), default=0.0)
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        """The number of tensors."""
-        return len(self._names)
+def plain(data: bytes, packing: Packing, parameters: int) -> bytes:
+    """As `packed`, but the bytes of the tensors, which may still be anything."""
+    if packing.compress == "none":
+        return data
+    try:
+        return decompressed(data, _WIDTHS[packing.precision], 5 * parameters + HEADER_ROOM)
+    except CompressionError as error:
+        raise CodecError(str(error)) from None
 
 
 def sent(state: State, packing: Packing) -> tuple[bytes, Mapping[str, Tensor]]:
@@ -177,7 +148,7 @@ class Halved(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor; KeyError where there is none of the name."""
-        return self._state[name].bfloat16()
+        return halved(self._state[name])
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
@@ -197,7 +168,7 @@ class Rounded(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """The tensor as it unpacks."""
         if self._packing.precision == "bf16":
-            return self._state[name].bfloat16().float()
+            return halved(self._state[name]).float()
         if self._packing.precision == SPARSE:
             return sparse.thinned(self._state[name], self._packing.keep)
         return restored(*quantized(self._state[name]))

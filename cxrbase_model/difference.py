@@ -4,50 +4,56 @@ Not the weights are subtracted but the bits of the packed numbers, as whole numb
 whoever adds them up. What arrives is thus the same, to the bit, by a difference and whole, however many rounds a hospital has
 missed, and errors cannot add up from round to round. Small changes become small numbers, which zstd shortens.
 
-A tensor travels as its pieces: float32 and bf16 as one, int8 as its steps and the scales of its rows. Of a float the magnitude's bits are
-subtracted and the signs compared, so that a weight which crosses zero has not changed by much.
+A tensor travels as its pieces: float32 and bf16 as one, int8 as its steps and the scales of its rows. Which bits are subtracted is in
+`bitplanes`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from cxrbase_model.bitplanes import Planes, planes, whole
 from cxrbase_model.codec import SCALE, CodecError, pack, unpack
-from cxrbase_model.quantize import quantized, restored
+from cxrbase_model.quantize import halved, quantized, restored, restored_pieces, rows_and_columns, rows_of
 from cxrbase_model.state import State
 from cxrbase_model.transport import PRECISIONS
 
 Pieces = tuple[Tensor, ...]  # of one tensor as it is packed
-Bits = NDArray[Any]  # unsigned, as wide as the number
-Planes = NDArray[np.uint8]  # [W, N]: the lowest bytes of N numbers that are W bytes wide, and so on to the highest
 
 _FORM = "form:"  # before the name of a tensor: 1 if it is a difference, and the tensor's shape
 _SAMPLE = 1 << 15  # numbers that tell whether a difference is shorter than the tensor itself
-_PART = 1 << 16  # numbers that are worked on at a time
+_PART = 1 << 15  # numbers that are worked on at a time, with which torch does not begin to share work among threads
+_AHEAD = 2  # tensors that wait to be encoded
 _LEVEL = 1
 _MOST_DIMENSIONS = 8
 _DTYPES = {"float32": (torch.float32,), "bf16": (torch.bfloat16,), "int8": (torch.int8, torch.float32)}
-_SIGNED = {4: torch.int32, 2: torch.int16, 1: torch.int8}
-_UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {4: np.uint32, 2: np.uint16, 1: np.uint8}
 
 
 def narrow(tensor: Tensor, precision: str) -> Pieces:
     """The pieces of a float32 tensor in a precision of `transport.PRECISIONS`."""
     if precision == "int8":
         return quantized(tensor)
-    return (tensor.bfloat16() if precision == "bf16" else tensor,)
+    return (halved(tensor) if precision == "bf16" else tensor,)
 
 
 def widen(pieces: Pieces) -> Tensor:
     """The float32 tensor of pieces."""
     return restored(*pieces) if len(pieces) == 2 else pieces[0].float()
+
+
+def widened(pieces: Pieces) -> Iterator[Tensor]:
+    """The numbers of `widen` in parts [N], each of which holds until the next is asked for."""
+    if len(pieces) == 2:
+        return restored_pieces(rows_of(pieces[0]).numpy(), pieces[1].numpy())
+    return (part.float() for part in torch.split(pieces[0].reshape(-1), _PART))
 
 
 def gathered(packed: State, precisions: Iterable[str] = PRECISIONS) -> dict[str, Pieces]:
@@ -69,8 +75,8 @@ def _is_of(pieces: Pieces, kinds: Iterable[tuple[torch.dtype, ...]]) -> bool:
 
 
 def _scales(shape: torch.Size) -> torch.Size:
-    """The shape of the scales of an int8 tensor's rows; a vector is one row."""
-    return torch.Size([shape[0] if len(shape) > 1 else 1])
+    """The shape of the scales of an int8 tensor's rows."""
+    return torch.Size([rows_and_columns(shape)[0]])
 
 
 def scattered(pieces: Mapping[str, Pieces]) -> State:
@@ -84,14 +90,26 @@ def encode_difference(new: Iterable[tuple[str, Pieces]], base: Mapping[str, Piec
     A tensor that the base lacks, or has in another shape, or that has changed beyond recognition, travels whole.
     """
     sent: State = {}
-    for name, pieces in new:
-        before = _of_precision(base.get(name), precision)
-        if before is not None and not (_alike(pieces, before) and _is_shorter(pieces[0], before[0])):
-            before = None
-        sent[_FORM + name] = torch.tensor([int(before is not None), *pieces[0].shape], dtype=torch.int64)
-        for index, piece in enumerate(pieces):
-            sent[SCALE * index + name] = _squeezed(_planes(piece, None if before is None else before[index]))
+    with ThreadPoolExecutor(1, "difference") as worker:  # while the next tensors are made here
+        under_way: deque[Future[State]] = deque()
+        for name, pieces in new:
+            under_way.append(worker.submit(_encoded, name, pieces, base, precision))
+            if len(under_way) > _AHEAD:
+                sent |= under_way.popleft().result()
+        for each in under_way:
+            sent |= each.result()
     return pack(sent)
+
+
+def _encoded(name: str, pieces: Pieces, base: Mapping[str, Pieces], precision: str) -> State:
+    """What is sent of one tensor."""
+    before = _of_precision(base.get(name), precision)
+    if before is not None and not (_alike(pieces, before) and _is_shorter(pieces[0], before[0])):
+        before = None
+    sent = {_FORM + name: torch.tensor([int(before is not None), *pieces[0].shape], dtype=torch.int64)}
+    for index, piece in enumerate(pieces):
+        sent[SCALE * index + name] = _squeezed(planes(piece, None if before is None else before[index]))
+    return sent
 
 
 def decode_difference(data: bytes, base: Mapping[str, Pieces], precision: str, parameters: int) -> dict[str, Pieces]:
@@ -119,8 +137,8 @@ def _decoded(
         if blob is None or blob.dtype != torch.uint8:
             raise CodecError("expected compressed pieces of each tensor")
         size = shape if index == 0 else _scales(shape)
-        planes = _expanded(blob, dtype.itemsize, size.numel())
-        yield _whole(planes, None if before is None else before[index], dtype).reshape(size)
+        found = _expanded(blob, dtype.itemsize, size.numel())
+        yield whole(found, None if before is None else before[index], dtype).reshape(size)
 
 
 def _form(form: Tensor, left: int) -> tuple[bool, torch.Size]:
@@ -149,79 +167,7 @@ def _is_shorter(piece: Tensor, before: Tensor) -> bool:
     flat, old = piece.reshape(-1), before.reshape(-1)
     apart = max(1, len(flat) // _SAMPLE)
     flat, old = flat[::apart], old[::apart]
-    return len(_squeezed(_planes(flat, old))) <= len(_squeezed(_planes(flat, None)))
-
-
-def bits(piece: Tensor) -> Bits:
-    """The numbers of a piece, row by row, as whole numbers of the same bits."""
-    width = piece.element_size()
-    flat: Bits = piece.contiguous().view(_SIGNED[width]).numpy().reshape(-1)
-    return flat.view(_UNSIGNED[width])
-
-
-def _planes(piece: Tensor, before: Tensor | None) -> Planes:
-    """The bytes of a piece's numbers as `_coded` gives them."""
-    new, old = bits(piece), None if before is None else bits(before)
-    planes = np.empty((new.itemsize, len(new)), np.uint8)
-    for part in _parts(len(new)):
-        code = _coded(new[part], None if old is None else old[part], piece.dtype)
-        planes[:, part] = code.view(np.uint8).reshape(-1, new.itemsize).T
-    return planes
-
-
-def _whole(planes: Planes, before: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The inverse of `_planes`."""
-    width, count = planes.shape
-    new = np.empty(count, _UNSIGNED[width])
-    old = None if before is None else bits(before)
-    for part in _parts(count):
-        code = np.ascontiguousarray(planes[:, part].T).reshape(-1).view(new.dtype)
-        new[part] = _uncoded(code, None if old is None else old[part], dtype)
-    return torch.from_numpy(new.view(f"i{width}")).view(dtype)
-
-
-def _parts(count: int) -> Iterator[slice]:
-    """Pieces of so many numbers that stay in the processor's cache."""
-    return (slice(start, min(start + _PART, count)) for start in range(0, count, _PART))
-
-
-def _coded(new: Bits, old: Bits | None, dtype: torch.dtype) -> Bits:
-    """Whole numbers that are small where little has changed."""
-    old = np.zeros_like(new) if old is None else old
-    if dtype == torch.int8:
-        return _zigzag(new - old, 8)
-    width = 8 * new.itemsize
-    one = new.dtype.type(1)
-    change = _zigzag((new << one) - (old << one) >> one, width - 1)  # of magnitudes, whose bits wrap around
-    change <<= one
-    change |= (new ^ old) >> new.dtype.type(width - 1)  # whether the sign has changed
-    return change
-
-
-def _uncoded(code: Bits, old: Bits | None, dtype: torch.dtype) -> Bits:
-    """The inverse of `_coded`."""
-    old = np.zeros_like(code) if old is None else old
-    if dtype == torch.int8:
-        return _unzigzag(code) + old
-    one, top = code.dtype.type(1), code.dtype.type(8 * code.itemsize - 1)
-    magnitude = _unzigzag(code >> one) + old
-    new: Bits = (magnitude << one >> one) | ((code ^ (old >> top)) << top)
-    return new
-
-
-def _zigzag(number: Bits, width: int) -> Bits:
-    """0, -1, 1, -2, ... of so many bits in two's complement as 0, 1, 2, 3, ..."""
-    kind = number.dtype.type
-    negative = (number >> kind(width - 1)) & kind(1)
-    folded: Bits = ((number << kind(1)) ^ (kind(0) - negative)) & kind((1 << width) - 1)
-    return folded
-
-
-def _unzigzag(number: Bits) -> Bits:
-    """The inverse of `_zigzag`, with the sign in all bits beyond the width."""
-    kind = number.dtype.type
-    unfolded: Bits = (number >> kind(1)) ^ (kind(0) - (number & kind(1)))
-    return unfolded
+    return len(_squeezed(planes(flat, old))) <= len(_squeezed(planes(flat, None)))
 
 
 def _squeezed(planes: Planes) -> Tensor:

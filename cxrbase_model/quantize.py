@@ -1,8 +1,13 @@
-"""int8 with one float32 scale for each row of a matrix, a piece of the rows at a time, so that what is in work stays in the processor's cache."""
+"""int8 with one float32 scale for each row of a matrix, and bfloat16; a piece at a time, so that what is in work stays in the processor's cache."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _STEPS = 127
@@ -30,9 +35,39 @@ def quantized(tensor: Tensor, *, leave: bool = False) -> tuple[Tensor, Tensor]:
     return steps.reshape(tensor.shape), scale.flatten()
 
 
+def halved(tensor: Tensor) -> Tensor:
+    """The bfloat16 numbers of a float32 tensor."""
+    half = torch.empty(tensor.shape, dtype=torch.bfloat16)
+    pieces = zip(torch.split(half.view(-1), _PIECE), torch.split(tensor.reshape(-1), _PIECE), strict=True)
+    for into, piece in pieces:
+        into.copy_(piece)
+    return half
+
+
 def restored(steps: Tensor, scale: Tensor) -> Tensor:
     """The numbers of steps and the scales of their rows."""
     return rows_of(steps).float().mul_(scale[:, None]).reshape(steps.shape)
+
+
+def restored_pieces(steps: NDArray[np.int8], scale: NDArray[np.float32]) -> Iterator[Tensor]:
+    """The numbers of `restored` in pieces [N], of steps [R, C] and the scales [R] of their rows; each holds until the next is asked for.
+
+    Making the whole takes several times as long, since its memory is new each time.
+    """
+    count, width = steps.shape
+    many = max(1, _PIECE // max(1, width))
+    numbers = np.empty((min(many, count), width), np.float32)
+    for start in range(0, count if width else 0, many):
+        some = steps[start : start + many]
+        into = numbers[: len(some)]
+        with np.errstate(invalid="ignore", over="ignore"):  # whoever sent them may have scales that are not finite
+            np.multiply(some, scale[start : start + many, None], out=into)
+        yield torch.from_numpy(into.reshape(-1))
+
+
+def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape of `rows_of` a tensor of a shape."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
 
 def rows_of(tensor: Tensor) -> Tensor:

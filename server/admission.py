@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxrbase_model.codec import CodecError, opened
+from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.opened import Opened, opened
 from cxrbase_model.plan import EvaluateStage, Stage
-from cxrbase_model.state import is_finite, size, square
+from cxrbase_model.state import size, square, squares
 from cxrbase_model.transport import EXACT, Packing
 from cxrbase_model.variates import PREFIX
 
@@ -120,16 +121,20 @@ def admit_update(
 
 
 def _length(update: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """The norm of an update without its variates; Rejected where a tensor has another shape or is not finite.
-
-    One pass, since tensors that are made as they are read cost more to make than to look at.
-    """
+    """The norm of an update without its variates; Rejected where a tensor has another shape or is not finite."""
     squares = 0.0
     for name, like in reference.items():
-        tensor = update[name]
-        if tensor.shape != like.shape or tensor.dtype != torch.float32:
+        if (own := _square(update, name, like.shape)) is None:
             raise Rejected(Code.SHAPES)
-        if not is_finite({name: tensor}):
+        if not math.isfinite(own):  # squares of float32 numbers do not leave the range of float64
             raise Rejected(Code.NOT_FINITE)
-        squares += 0.0 if name.startswith(PREFIX) else square(tensor)
+        squares += 0.0 if name.startswith(PREFIX) else own
     return math.sqrt(squares)
+
+
+def _square(update: Mapping[str, Tensor], name: str, shape: torch.Size) -> float | None:
+    """The sum of a float32 tensor's squares, None where the tensor is another one."""
+    if isinstance(update, Opened):
+        return squares(update.pieces(name)) if update.shape(name) == shape else None
+    tensor = update[name]
+    return square(tensor) if tensor.shape == shape and tensor.dtype == torch.float32 else None

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cxrbase_model.codec import Opened
+from cxrbase_model.opened import Opened
 from cxrbase_model.state import State
 
 FRACTION_BITS = 32  # resolution 2^-32 of weight x update: far below float32's own at the size of weights
@@ -70,15 +70,17 @@ class WeightedMean:
         if not fits and not self.fits(update, weight):
             raise ValueError("update: its largest element times its weight leaves the accumulator's range")
         self._file.seek(0)
+        room, sums = (
+            np.empty(_PIECE),
+            np.empty(_PIECE, np.int64),
+        )  # new ones for each piece would cost more than the work
         for name in self._shapes:
-            flat = (
-                update[name].contiguous().view(-1).numpy()
-            )  # a tensor at a time: an update may make them as they are read
-            for start in range(0, len(flat), _PIECE):
-                scaled = np.multiply(flat[start : start + _PIECE], weight * 2.0**FRACTION_BITS, dtype=np.float64)
-                added = np.rint(scaled, out=scaled).astype(np.int64)
+            for piece in _pieces_of(update, name):
+                scaled, added = room[: len(piece)], sums[: len(piece)]
+                np.multiply(piece, weight * 2.0**FRACTION_BITS, out=scaled, dtype=np.float64)
+                np.copyto(added, np.rint(scaled, out=scaled), casting="unsafe")
                 if self.count:  # else the file is a hole, which takes longer to read than the sums
-                    added += np.fromfile(self._file, np.int64, len(added))
+                    added += self._read(room[: len(piece)].view(np.int64))
                     self._file.seek(-added.nbytes, 1)
                 added.tofile(self._file)
         self.total_weight += weight
@@ -90,8 +92,9 @@ class WeightedMean:
             raise ValueError("mean of no updates")
         scale = self.total_weight * 2.0**FRACTION_BITS
         mean = {name: torch.empty(shape, dtype=torch.float32) for name, shape in self._shapes.items()}
+        room = np.empty(_PIECE)
         for name, start, sums in self._pieces():
-            mean[name].view(-1).numpy()[start : start + len(sums)] = sums / scale
+            mean[name].view(-1).numpy()[start : start + len(sums)] = np.divide(sums, scale, out=room[: len(sums)])
         return mean
 
     def noised(self, draw: Callable[[int], NDArray[np.float64]], scale: float) -> State:
@@ -103,12 +106,27 @@ class WeightedMean:
         return total
 
     def _pieces(self) -> Iterator[tuple[str, int, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
-        """Each piece of the sums with its tensor's name and its first element there; the file stands at its end."""
+        """Each piece of the sums, until the next is asked for, with its tensor's name and its first element there."""
         self._file.seek(0)
+        sums = np.empty(_PIECE, np.int64)
         for name, shape in self._shapes.items():
             size = math.prod(shape)
             for start in range(0, size, _PIECE):
-                yield name, start, np.fromfile(self._file, np.int64, min(_PIECE, size - start))
+                yield name, start, self._read(sums[: size - start])
+
+    def _read(self, into: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The next sums of the file; OSError where it has been cut short."""
+        if self._file.readinto(into) != into.nbytes:  # type: ignore[arg-type]  # numpy arrays are buffers
+            raise OSError(f"{self._file.name}: expected the sums of a round, found the file's end")
+        return into
+
+
+def _pieces_of(update: Mapping[str, Tensor], name: str) -> Iterator[NDArray[np.floating]]:
+    """The numbers of a tensor of an update, at most `_PIECE` at a time. It is asked for once: an update may make it as it is read."""
+    parts = update.pieces(name) if isinstance(update, Opened) else (update[name].contiguous().view(-1),)
+    for part in parts:
+        for start in range(0, len(part), _PIECE):
+            yield part[start : start + _PIECE].numpy()
 
 
 def _largest(tensor: Tensor) -> float:

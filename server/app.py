@@ -16,7 +16,7 @@ from cxrbase_model.plan import Plan, read_plan
 from server.board import Board
 from server.exchange import Exchange, Stopped
 from server.live import Live
-from server.pieces import look_often
+from server.pieces import join_in_place, look_often
 from server.rounds import Observer, RoundLoop, RunFailed
 from server.stage_model import unmatched
 from server.store import RunStore, StoreError
@@ -50,6 +50,7 @@ def serve(
     """
     settings.folder.mkdir(parents=True, exist_ok=True)
     look_often()
+    join_in_place()
     with _alone(settings.folder):
         live = Live(settings.folder)
         try:

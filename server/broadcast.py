@@ -17,10 +17,11 @@ from flwr.app import Message
 from torch import Tensor
 
 from cxrbase_model.codec import encode, memory_of, sent_state
-from cxrbase_model.difference import Pieces, encode_difference, narrow, widen
+from cxrbase_model.difference import Pieces, encode_difference, narrow, widened
 from cxrbase_model.messages import Code, Task, WireError, reply_from_message
 from cxrbase_model.state import Digest, State, digest
 from cxrbase_model.transport import Packing, Transport
+from server.memory import give_back
 
 
 class Broadcast:
@@ -83,6 +84,7 @@ class Broadcasts:
             for _ in pieces:  # kept for the next broadcast
                 pass
         self.close()
+        give_back()
         task = replace(task, state_digest=whole.hexadecimal())
         self._last, self._digest, self._holders = shelf, task.state_digest, set()
         return Broadcast(task, before, packing, difference, base, holders)
@@ -102,7 +104,7 @@ def _kept(state: Mapping[str, Tensor], precision: str, shelf: Shelf, whole: Dige
     """The tensors of a state as they are packed, put on a shelf, and what they unpack to into a digest."""
     for name in sorted(state):
         pieces = shelf.put(name, narrow(state[name], precision))
-        whole.add(name, widen(pieces))
+        whole.add_parts(name, state[name].shape, widened(pieces))
         yield name, pieces
 
 

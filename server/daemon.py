@@ -244,6 +244,7 @@ def environment(home: Home) -> dict[str, str]:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",  # between looks for a run to start; each costs the SuperLink 10 ms
             "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
+            "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS": "1",  # of each reply; each is in memory four times, and two replies come at a time
             "PYTHONUNBUFFERED": "1",
             "MALLOC_MMAP_THRESHOLD_": "1048576",  # what large tensors leave free goes back at once: a model less in the peak of the ServerApp
             "MALLOC_ARENA_MAX": "2",  # for many threads together; else what they free stays with the process

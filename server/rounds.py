@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 
+from cxrbase_model.aggregation import AngleMean
 from cxrbase_model.messages import Task
 from cxrbase_model.plan import EvaluateStage, Plan, Round, plan_to_text, timeline
 from cxrbase_model.state import State, digest
@@ -191,7 +192,9 @@ class RoundLoop:
             return self._secured(item, attempt, started, before, broadcast, cohort, protection)
         usual = usual_norm(self._store.records(), item.stage.name)
         rule, hold = self._plan.aggregation.rule, federation.compares
-        with gathering(rule, broadcast.state, self._store.folder, usual, protection, hold=hold) as gathered:
+        # The others look at names and shapes alone, and rounding all weights for these takes time.
+        start = broadcast.state if isinstance(rule, AngleMean) else whole
+        with gathering(rule, start, self._store.folder, usual, protection, hold=hold) as gathered:
             # The names and shapes of `whole` are those that hospitals start from.
             intake = Intake(self._plan, task, whole, gathered, usual, broadcast.bytes_sent)
             self._ask(cohort, broadcast, intake)

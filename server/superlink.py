@@ -27,6 +27,7 @@ from cxrbase_model.processes import end_with_parent
 from cxrbase_model.settings import SettingsError
 from server.authority import Authority
 from server.consortium import Consortium, read_consortium
+from server.database import lay_out
 from server.enrolment import enrolled
 from server.gate import Gate
 from server.home import Home
@@ -40,6 +41,7 @@ def main() -> None:
     end_with_parent(int(sys.argv[2]))
     file = Path(sys.argv[1])
     consortium = read_consortium(file)
+    lay_out(Home(consortium.home).database)
     flower = importlib.import_module("flwr.superlink.main")
     server = importlib.import_module("uvicorn.config")
     _wrap(flower, "create_app", lambda made: _gated(made, lambda: _now(file, consortium)))

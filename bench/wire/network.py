@@ -22,6 +22,7 @@ import yaml
 
 from bench.wire.watcher import Watcher
 from cxrbase_model.transport import CHUNK_BYTES
+from server.database import lay_out
 
 _ROOT = Path(__file__).parents[2]
 _PYTHON = Path(sys.executable).name
@@ -31,7 +32,10 @@ _SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
 }  # as deployments of ours have it
-_SERVER = {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # and the server's besides
+_SERVER = {
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS": "1",
+}  # and the server's besides
 
 OURS: Mapping[str, Any] = {}  # the plan's default
 
@@ -138,6 +142,8 @@ def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterat
     )
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     link += ["--database", str(folder / "state.db"), "--health-server-address", f"127.0.0.1:{free_port()}"]
+    if ours:
+        lay_out(folder / "state.db")
     with contextlib.ExitStack() as stack:
         sessions[stack.enter_context(_daemon("flower-superlink", link, folder, switches | _SERVER if ours else {}))] = (
             "superlink"

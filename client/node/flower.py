@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,16 +39,19 @@ try:
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, PushTaskOutputRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
-    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
+    from flwr.supercore.inflatable.inflatable_utils import (
+        pull_and_inflate_object_from_tree,
+        pull_objects,
+    )
     from flwr.supercore.interceptors import (
         RuntimeTokenHttpInterceptor,
         RuntimeVersionHttpInterceptor,
         SuperExecAuthHttpInterceptor,
     )
-    from flwr.supercore.retry import RetryInvoker, exponential
+    from flwr.supercore.retry import RetryInvoker, exponential, make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supercore.task_identity import TaskIdentity
-    from flwr.supernode import start_client_internal
+    from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -193,9 +196,32 @@ def sign_off(node: int, superlink: str, authority: Path, key_file: Path) -> None
 def run_supernode(arguments: list[str]) -> None:
     """Be Flower's SuperNode with this command line, at a pace of our own; returns by SystemExit."""
     vars(start_client_internal)["time"] = Pace()  # its loop's waits have no option
+    vars(fleet_http_connection)["make_simple_http_retry_invoker"] = patient(make_simple_http_retry_invoker)
     look_often()
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
+
+
+def patient(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
+    """Flower's maker of what repeats requests, whose requests wait for a line that was cut under TLS, too.
+
+    Flower waits for a line that is down, but takes the sudden end of a TLS connection for a wrong server: it gives up, and all pieces that
+    had come, or gone, are sent again. Who answers is checked for each connection, so another try shows nobody anything; a certificate that
+    is refused still ends it.
+    """
+
+    def made() -> RetryInvoker:
+        invoker = make()
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not _is_cut(error) and gives_up is not None and gives_up(error)
+        return invoker
+
+    return made
+
+
+def _is_cut(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, httpx.TransportError) and "eof occurred" in told and "certificate" not in told
 
 
 def look_often() -> None:

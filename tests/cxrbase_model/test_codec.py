@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cxrbase_model.codec import CodecError, decode, encode, encode_and_leave, opened, pack, sent
+from cxrbase_model.codec import CodecError, decode, encode, encode_and_leave, pack, sent
 from cxrbase_model.state import State, digest, size
 from cxrbase_model.transport import COMPRESSIONS, EXACT, PRECISIONS, Packing
 
@@ -67,14 +67,6 @@ def test_what_everybody_gets_is_what_the_sender_keeps_and_is_the_same_each_time(
     assert data == encode(dict(reversed(state.items())), packing)
 
 
-@pytest.mark.parametrize("packing", ALL, ids=str)
-def test_an_opened_state_reads_as_the_decoded_one(packing: Packing) -> None:
-    data = encode(drawn(), packing)
-    read, whole = opened(data, packing, size(drawn())), decode(data, packing, size(drawn()))
-    assert read.keys() == whole.keys()
-    assert digest(read) == digest(whole)
-
-
 @pytest.mark.parametrize("packing", [each for each in ALL if not each.is_exact], ids=str)
 def test_what_the_bytes_leave_out_stays_with_the_sender(packing: Packing) -> None:
     state = drawn()
@@ -84,13 +76,6 @@ def test_what_the_bytes_leave_out_stays_with_the_sender(packing: Packing) -> Non
     arrived = decode(data, packing, size(state))
     assert all(torch.equal(kept[name], tensor - arrived[name]) for name, tensor in state.items())
     assert bool(kept["weight"].any())
-
-
-def test_scales_are_not_read_as_tensors_of_an_opened_state() -> None:
-    read = opened(encode({"w": torch.ones(2)}, Packing("int8")), Packing("int8"), 2)
-    assert list(read) == ["w"]
-    with pytest.raises(KeyError):
-        read["scale:w"]
 
 
 def test_packed_bytes_are_those_of_safetensors_itself() -> None:

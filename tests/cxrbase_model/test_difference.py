@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cxrbase_model.bitplanes import bits
 from cxrbase_model.codec import SCALE, CodecError, encode, pack, packed, unpack
 from cxrbase_model.difference import (
     Pieces,
-    bits,
     decode_difference,
     encode_difference,
     gathered,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cxrbase_model.codec import encode, opened
+from cxrbase_model.codec import encode
+from cxrbase_model.opened import opened
 from cxrbase_model.transport import Packing
 from server.aggregate import WeightedMean
 

@@ -122,14 +122,14 @@ def admit_update(
 
 def _length(update: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """The norm of an update without its variates; Rejected where a tensor has another shape or is not finite."""
-    squares = 0.0
+    total = 0.0
     for name, like in reference.items():
         if (own := _square(update, name, like.shape)) is None:
             raise Rejected(Code.SHAPES)
         if not math.isfinite(own):  # squares of float32 numbers do not leave the range of float64
             raise Rejected(Code.NOT_FINITE)
-        squares += 0.0 if name.startswith(PREFIX) else own
-    return math.sqrt(squares)
+        total += 0.0 if name.startswith(PREFIX) else own
+    return math.sqrt(total)
 
 
 def _square(update: Mapping[str, Tensor], name: str, shape: torch.Size) -> float | None:

@@ -70,10 +70,7 @@ class WeightedMean:
         if not fits and not self.fits(update, weight):
             raise ValueError("update: its largest element times its weight leaves the accumulator's range")
         self._file.seek(0)
-        room, sums = (
-            np.empty(_PIECE),
-            np.empty(_PIECE, np.int64),
-        )  # new ones for each piece would cost more than the work
+        room, sums = np.empty(_PIECE), np.empty(_PIECE, np.int64)  # new ones for each piece cost more than the work
         for name in self._shapes:
             for piece in _pieces_of(update, name):
                 scaled, added = room[: len(piece)], sums[: len(piece)]

@@ -24,6 +24,7 @@ EXITS = "0 done, 1 failed, 2 wrong usage or settings, 3 stopped or interrupted w
 
 _WARN_DAYS = 30  # before a certificate ends
 _WIDEST = 240  # columns of a table; a narrow terminal breaks its lines, and no name is cut short
+_NO_ROUND_LEFT = "the run is done, no round is left to hold or to end"
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 console = Console(highlight=False, soft_wrap=True, width=_WIDEST)
@@ -115,12 +116,22 @@ def _resume(arguments: argparse.Namespace) -> int:
     folder, _ = _run_of(arguments.consortium)
     for what in ("pause", "stop"):
         Requests(folder).withdraw(what)
-    console.print("it goes on; nothing holds it any more")
+    state = overview(folder)["state"]
+    if state == "done":
+        console.print(_NO_ROUND_LEFT)
+    elif state in UNDER_WAY:
+        console.print("it goes on; nothing holds it any more")
+    else:
+        console.print(f"nothing holds it any more; it is {state}, cxrbase-server start goes on with the next round")
     return EXIT_DONE
 
 
 def _ask(named: Path, what: str, text: str) -> int:
+    """Leave the operator's wish in the run directory; a run without a round left keeps none, and says so."""
     folder, _ = _run_of(named)
+    if overview(folder)["state"] == "done":
+        console.print(_NO_ROUND_LEFT)
+        return EXIT_DONE
     Requests(folder).ask(what)
     console.print(text)
     return EXIT_DONE

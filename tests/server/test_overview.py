@@ -272,6 +272,28 @@ def test_pause_resume_and_stop_are_asked_for_and_taken_back(
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+@pytest.mark.parametrize("command", ["pause", "resume", "stop"])
+def test_a_run_that_is_done_says_that_no_round_is_left_and_keeps_no_wish(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    for number in range(len(STAGES)):
+        commit(folder, number)
+    assert main([command, str(folder)]) == 0
+    assert "no round is left" in capsys.readouterr().out
+    assert not any(Requests(folder).asked(what) for what in ("pause", "stop"))
+
+
+def test_resume_does_not_say_that_a_run_goes_on_which_nobody_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(folder / "run.lock"):
+        Live(folder).tell("running")
+        assert main(["resume", str(folder)]) == 0
+        assert "it goes on" in capsys.readouterr().out
+    assert main(["resume", str(folder)]) == 0
+    assert "it is interrupted, cxrbase-server start" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["status", "pause", "resume", "stop"])
 def test_what_is_wrong_is_one_line(
     tmp_path: Path, settings: Path, capsys: pytest.CaptureFixture[str], command: str

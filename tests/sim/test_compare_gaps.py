@@ -11,11 +11,11 @@ import pytest
 
 from client.archive.identity import AGE_BANDS, SEXES
 from cxrbase_model.metrics import auroc
-from sim.compare import CompareConfig, Job, mark
+from sim.compare import CompareConfig, Job, jobs, mark
 from sim.compare_bench import Bench, Result
 from sim.compare_findings import Findings
 from sim.compare_gaps import LEAST, Groups, gap, gap_tables, groups_of
-from tests.sim.test_compare import bench_of, done, jobs  # noqa: F401  # a fixture
+from tests.sim.compared import bench_of
 
 
 def served(women: float, count: int = 400) -> tuple[Groups, np.ndarray]:
@@ -62,7 +62,7 @@ def test_only_groups_with_enough_patients_of_both_classes_are_told_apart() -> No
     assert groups_of(one, rows, "hospital").names == [], "many pictures of one patient are not many patients"
 
 
-def test_a_table_tells_each_group_and_what_a_rule_adds_to_the_gap(done: Any, tmp_path: Any, monkeypatch: Any) -> None:  # noqa: F811
+def test_a_table_tells_each_group_and_what_a_rule_adds_to_the_gap(done: Any, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("sim.compare_gaps.LEAST", 3)
     bench = bench_of(done)
     part = dataclasses.replace(bench.config.parts[1], gaps=("hospital", "sex"))

@@ -17,6 +17,7 @@ from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.plan import FinetuneStage, Plan, read_plan
 from cxrbase_model.privacy import Privacy
 from cxrbase_model.settings import SettingsError, digest, knob, load_yaml, read, to_mapping
+from cxrbase_model.transport import Transport
 from sim.config import FolderHospitals, PhantomHospitals
 from sim.partition import Even, Partition
 
@@ -36,6 +37,10 @@ class Rule:
     longest: float | None = knob(None, low=1.0, why="as federation.longest in a plan")
     shortest: float | None = knob(None, low=1e-6, high=1.0, why="as federation.shortest in a plan")
     cosine: float | None = knob(None, low=-1.0, high=1.0, why="as federation.cosine in a plan")
+    weighting: str | None = knob(
+        None, choices=("examples", "uniform"), why="as federation.weighting in a plan; none is the plan's"
+    )
+    transport: Transport | None = knob(None, why="as in a plan; none is the plan's")
     privacy: Privacy | None = knob(None, why="as in a plan: differential privacy of patients or pictures")
     stage: dict[str, Setting | dict[str, Setting]] = knob(
         factory=dict, why="what it changes of the plan's last stage, key by key"
@@ -178,16 +183,16 @@ def _jobs(part: Part, seed: int) -> Iterator[Job]:
 def plan_of(plan: Plan, job: Job) -> Plan:
     """The plan of one federation; SettingsError where its quorum is too small for the rule."""
     assert isinstance(plan.stages[-1], FinetuneStage)  # read_compare has seen to it
-    limits = {key: getattr(job.rule, key) for key in ("outlier", "longest", "shortest", "cosine")}
-    limits = {key: limit for key, limit in limits.items() if limit is not None}
-    federation = dataclasses.replace(plan.federation, **limits, repeats=0)
+    changed = {key: getattr(job.rule, key) for key in ("outlier", "longest", "shortest", "cosine", "weighting")}
+    changed = {key: value for key, value in changed.items() if value is not None}
+    federation = dataclasses.replace(plan.federation, **changed, repeats=0)
     if job.rule.pooled:
         federation = dataclasses.replace(federation, quorum=1)
     rounds = {"rounds": job.part.rounds} if job.part.rounds else {}
     last = read(FinetuneStage, _merged(to_mapping(plan.stages[-1]), rounds | job.rule.stage), "stage")
     return dataclasses.replace(
         plan, seed=job.seed, federation=federation, aggregation=job.rule.aggregation, privacy=job.rule.privacy,
-        stages=(*plan.stages[:-1], last),
+        transport=job.rule.transport or plan.transport, stages=(*plan.stages[:-1], last),
     )  # fmt: skip
 
 

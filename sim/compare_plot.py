@@ -43,7 +43,7 @@ def write_plots(findings: Findings, folder: Path) -> list[Path]:
 
 
 def attack_plot(findings: Findings, part: Part) -> str:
-    """Points lost by each rule under each attack, a table of colours for each number of attackers; empty without results."""
+    """Points lost by each rule under each attack, a table of colours for each number of attackers, of the rules that have any; empty without results."""
     sites, parts, top = part.partitions[0].sites, [], 0.0
     width = _NAMES + len(part.attacks) * _CELL[0] + _GAP
     for attackers in part.attackers:
@@ -51,9 +51,10 @@ def attack_plot(findings: Findings, part: Part) -> str:
         found = {(rule.name, attack.name): losses.of(rule, attack) for rule in part.rules for attack in part.attacks}
         if any(found.values()):
             title = f"AUROC points lost, {attackers} of {sites} hospitals attack"
-            rules, attacks = [rule.name for rule in part.rules], [attack.name for attack in part.attacks]
+            attacks = [attack.name for attack in part.attacks]
+            rules = [rule.name for rule in part.rules if any(found[rule.name, attack] for attack in attacks)]
             parts.append(f"<g transform='translate(0 {top:.0f})'>{loss_table(found, rules, attacks, title)}</g>")
-            top += _HEAD + len(part.rules) * _CELL[1] + _GAP
+            top += _HEAD + len(rules) * _CELL[1] + _GAP
     return _page(width, top, parts) if parts else ""
 
 

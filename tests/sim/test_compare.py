@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,6 +41,19 @@ def test_a_rule_changes_what_it_says_of_the_last_stage_and_leaves_the_rest(study
     ):
         with pytest.raises(SettingsError, match=told):
             plan_of(plans["attacked"], dataclasses.replace(job, rule=read(Rule, {"name": "x", "stage": wrong})))
+
+
+def test_scaffold_can_be_compared_with_weights_and_packing_of_its_own(study: Path) -> None:
+    config, plans = read_compare(study / "study.yaml")
+    job, plan = next(iter(jobs(config))), plans["attacked"]
+    assert (plan.federation.weighting, plan.transport.update) == ("examples", "int8")
+    scaffold: dict[str, Any] = {"name": "SCAFFOLD", "aggregation": {"scaffold": True}}
+    with pytest.raises(SettingsError, match="weighting: expected uniform"):
+        plan_of(plan, dataclasses.replace(job, rule=read(Rule, scaffold)))
+    rule = read(Rule, scaffold | {"weighting": "uniform", "transport": {}})
+    found = plan_of(plan, dataclasses.replace(job, rule=rule))
+    assert (found.federation.weighting, found.transport.update) == ("uniform", "float32")
+    assert plan_of(plan, job).transport == plan.transport
 
 
 def test_results_of_other_settings_are_none_of_this_job(study: Path) -> None:

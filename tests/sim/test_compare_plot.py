@@ -6,8 +6,8 @@ import dataclasses
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from sim.compare_findings import Value
-from sim.compare_plot import loss_table, write_plots
+from sim.compare_findings import Findings, Value
+from sim.compare_plot import attack_plot, loss_table, write_plots
 from tests.sim.compared import bench_of, made_up
 
 
@@ -18,6 +18,16 @@ def test_no_curve_is_drawn_where_the_end_alone_was_tested(done: Path, tmp_path: 
         config = dataclasses.replace(bench.config, parts=(dataclasses.replace(cuts, curve=curve),))
         findings = made_up(dataclasses.replace(bench, config=config), {}, [0.9, 0.97] if curve else [0.97])
         assert [file.name for file in write_plots(findings, tmp_path)] == ([f"{cuts.name}.svg"] if curve else [])
+
+
+def test_a_rule_that_was_not_attacked_has_no_row(done: Path, tmp_path: Path) -> None:
+    findings = made_up(dataclasses.replace(bench_of(done), out=tmp_path), {}, [0.9])
+    for file in (tmp_path / "jobs" / "attacked").glob("*-median-*-by-*"):
+        file.unlink()
+    drawn = attack_plot(Findings(findings.bench), findings.config.parts[0])
+    words = [each.text for each in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert "mean" in words
+    assert "median" not in words
 
 
 def test_the_picture_of_losses_says_each_of_them() -> None:

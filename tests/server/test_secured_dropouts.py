@@ -17,6 +17,7 @@ from client.secure import hold
 from client.site import read_site
 from cxrbase_model.messages import Code, Reply, Task, reply_to_message, task_from_message
 from cxrbase_model.plan import plan_to_text
+from server.broadcast import Broadcasts
 from server.exchange import Exchange
 from server.rounds import RunFailed
 from server.secure_round import SecureRound
@@ -122,8 +123,10 @@ def test_fifty_hospitals_of_which_ten_drop_out(tmp_path: Path) -> None:
         return reply_to_message(secured(name, asked, letter), message)
 
     exchange = Exchange(LocalGrid({number: partial(respond, name) for number, name in enumerate(names)}))
-    attempt = SecureRound(exchange, the_plan, task, {"w": torch.zeros(1000)}, tmp_path)
-    for number, message in exchange.ask(dict.fromkeys(range(50), task), 3000.0):
+    before = {"w": torch.zeros(1000)}
+    broadcast = Broadcasts(tmp_path, the_plan.transport).next(task, before, names)
+    attempt = SecureRound(exchange, the_plan, broadcast, before, tmp_path)
+    for number, message in exchange.ask(dict.fromkeys(range(50), broadcast.asked), 3000.0):
         attempt.intake.take(names[number], message, {})
     assert attempt.finish({name: number for number, name in enumerate(names)})
     assert [attempt.told[key] for key in ("members", "needed", "survivors")] == [50, 40, 40]

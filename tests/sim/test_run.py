@@ -41,7 +41,7 @@ stages:
   - {kind: pretrain, name: mae, init: random, rounds: 3, local_epochs: 1, batch_size: 8}
   - {kind: finetune, name: detect, init: "stage:mae", rounds: 2, local_epochs: 1, batch_size: 8}
   - {kind: evaluate, name: test, split: test}
-federation: {quorum: 2, deadline: 120, join_deadline: 120, keep_checkpoints: 2}
+federation: {quorum: 2, deadline: 600, join_deadline: 600, keep_checkpoints: 2}
 """
 CONFIG = """
 plan: plan.yaml
@@ -174,7 +174,7 @@ def _environment() -> dict[str, str]:
 
 def _run(study: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _command(study, out, *more), capture_output=True, text=True, check=False, timeout=240, env=_environment()
+        _command(study, out, *more), capture_output=True, text=True, check=False, timeout=600, env=_environment()
     )
 
 
@@ -187,7 +187,7 @@ def _stopped(study: Path, out: Path, *, after_rounds: int, by: signal.Signals) -
             _command(study, out), stdout=told, stderr=told, start_new_session=True, env=_environment()
         ) as process,
     ):
-        limit = time.monotonic() + 200
+        limit = time.monotonic() + 400
         while _committed(out) <= after_rounds and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
         if by == signal.SIGINT:

@@ -11,19 +11,18 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from cxrbase_model.meeting import meeting_file
 from cxrbase_model.processes import end_with_parent
 
 Job = TypeVar("Job")
@@ -48,8 +47,8 @@ def launch(
         job
     )  # plainly, since torch would pass tensors in shared memory, of which a container has little
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(prefix="cxrbase-") as folder:
-        place = _Place(os.getpid(), str(Path(folder) / "meeting"), len(devices), threads)
+    with meeting_file() as meeting:
+        place = _Place(os.getpid(), str(meeting), len(devices), threads)
         group = _Group()
         try:
             for rank, device in enumerate(devices):

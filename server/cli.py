@@ -17,8 +17,6 @@ from server import run_commands
 from server.authority import days_left
 from server.consortium import read_consortium, settle
 from server.enrolment import enrol, enrolled, kit, kit_file, provision, revoke
-from server.finish import finish
-from server.report import summary_text
 from server.store import RunStore, StoreError
 
 EXIT_OK, EXIT_USAGE = 0, 2
@@ -124,6 +122,9 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from server.finish import finish  # torch and timm take seconds that the other commands need not wait
+    from server.report import summary_text
+
     report = finish(_store(arguments.folder).folder)
     console.print(summary_text(report))
     console.print(f"written: {arguments.folder / 'report.html'}")

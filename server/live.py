@@ -13,10 +13,12 @@ import secrets
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from server.exchange import Node
 from server.store import write_atomic
+
+if TYPE_CHECKING:  # with Flower, which the commands about a run need not wait for
+    from server.exchange import Node
 
 STATUS_SCHEMA = 1
 STATES = ("starting", "gathering", "running", "paused", "done", "stopped", "failed")

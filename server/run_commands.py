@@ -68,15 +68,16 @@ def _start(arguments: argparse.Namespace) -> int:
     for name in _PROXIES:  # what goes through a proxy is no request of this machine to itself
         for spelling in (name, name.upper()):
             os.environ.pop(spelling, None)
-    from server.daemon import start  # with Flower and torch, which the other commands need not wait for
-    from server.finish import finish
-    from server.report import summary_text
+    from server.daemon import start  # with Flower, which the other commands need not wait for
 
     _warn(consortium)
     Requests(consortium.run).withdraw("stop")
     ending = threading.Event()
     state, detail = start(arguments.consortium, consortium, say, ending)
     if state == "done":
+        from server.finish import finish  # with torch, which would be a waste of memory while the rounds go on
+        from server.report import summary_text
+
         console.print(summary_text(finish(consortium.run)))
         say(f"the plan is done: {consortium.run / 'report.html'}")
     else:

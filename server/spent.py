@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opacus.accountants import RDPAccountant
-
 FILE = "privacy.jsonl"
 
 _SCHEMA = 1
@@ -87,6 +85,8 @@ def epsilon(noises: Iterable[float], delta: float) -> float:
     steps = Counter(noises)
     if not steps or 0 in steps:
         return math.inf if steps else 0.0
+    from opacus.accountants import RDPAccountant  # takes seconds, which a run that promises nothing need not wait
+
     accountant = RDPAccountant()
     accountant.history = [(noise, 1.0, count) for noise, count in sorted(steps.items())]
     with warnings.catch_warnings():

@@ -20,17 +20,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from torch import Tensor
 
-from cxrbase_model.codec import CodecError, parts
 from cxrbase_model.files import sync_folder
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.settings import SettingsError, to_mapping
-from cxrbase_model.state import State
-from cxrbase_model.stored import load
+
+if TYPE_CHECKING:  # weights are read and written with torch, which the commands about a run need not wait for
+    from torch import Tensor
+
+    from cxrbase_model.state import State
 
 SCHEMA = 1
 _PACKAGES = ("torch", "timm", "flwr", "pydicom", "numpy", "cxrbase")
@@ -121,6 +122,8 @@ class RunStore:
         memory: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Make one round permanent: record, weights and the memory of the server's step appear together or not at all."""
+        from cxrbase_model.codec import parts
+
         final = self._checkpoint(record["round"])
         draft = final.with_name(f".{final.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
@@ -214,6 +217,9 @@ def _write_synced(path: Path, *data: bytes | memoryview) -> None:
 
 
 def _read_state(path: Path) -> State:
+    from cxrbase_model.codec import CodecError
+    from cxrbase_model.stored import load
+
     try:
         return load(path)
     except FileNotFoundError:

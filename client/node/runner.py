@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,9 +48,18 @@ def run_task(token: str, address: str, private: Path, agent: bool, told: Connect
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each of five requests a second
     end_with_parent()
+    threading.Thread(target=_end_with_executor, name="executor", daemon=True).start()
     exchange = Exchange(address, token)
     with locked(private_folder(private / RUN) / TASK_LOCK), exchange.alive():
         sys.exit(0 if serve(exchange, private, told.send_bytes, agent=agent) else 1)
+
+
+def _end_with_executor() -> None:
+    """End this process once the executor is gone: its parent is the fork server, which waits for this process meanwhile."""
+    executor = multiprocessing.parent_process()
+    assert executor is not None  # else nobody has started this
+    executor.join()
+    os._exit(1)
 
 
 def serve(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from client.archive.cache import Shard, append_pictures, checksum, shard_name, write_cache
@@ -23,6 +24,15 @@ from cxrbase_model.state import State, digest, state_of
 
 SIDE, PATIENTS = 16, 30
 PLANTED = "Planted^Patient"  # stands in the paths and texts that must not leave
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """So small models are slower with more, and much slower where other work holds the other cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

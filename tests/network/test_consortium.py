@@ -16,6 +16,7 @@ from cxrbase_model.settings import read
 from sim.deployment import Deployment
 from sim.faults import in_process, make_sites, power_cut, same_model, trains
 
+NAMES = ("riverside", "santa-clara")
 ROUNDS = 5  # three of pretraining, one of fine-tuning, one test
 
 
@@ -39,7 +40,7 @@ def plan() -> Plan:
 def ended(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A run whose operator lost power during local training, that was held and let go, and has come to its end."""
     folder = tmp_path_factory.mktemp("consortium")
-    with Deployment(folder, plan, make_sites(folder / "sites", plan)) as deployment:
+    with Deployment(folder, plan, make_sites(folder / "sites", plan, NAMES)) as deployment:
         deployment.start()
         deployment.wait_for_round(0)
         deployment.wait_until(lambda: trains(deployment.hospitals["riverside"]), "riverside has not begun to train")
@@ -60,13 +61,13 @@ def ended(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Depl
 def command(deployment: Deployment, name: str, *more: str) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).with_name("cxrbase-server"))
     asked = [program, name, str(deployment.file), *more]
-    return subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(asked, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_the_model_is_the_one_that_the_hospitals_reach_without_a_network(
     ended: Deployment, plan: Plan, tmp_path: Path
 ) -> None:
-    alone = in_process(tmp_path, plan, make_sites(tmp_path / "sites", plan).values())
+    alone = in_process(tmp_path, plan, make_sites(tmp_path / "sites", plan, NAMES).values())
     for stage in ("mae", "detect"):
         assert same_model(ended.run, alone.folder, plan, stage)
     evaluations = [record["hospitals"][0]["evaluations"] for record in (ended.records()[-1], alone.records()[-1])]
@@ -77,7 +78,7 @@ def test_no_round_was_lost_and_every_hospital_took_part_in_each(ended: Deploymen
     records = ended.records()
     assert [record["round"] for record in records] == list(range(ROUNDS + 1))
     for record in records:
-        assert [entry["status"] for entry in record["hospitals"]] == ["admitted"] * 3
+        assert [entry["status"] for entry in record["hospitals"]] == ["admitted"] * 2
 
 
 def test_the_status_told_who_was_there_while_the_run_was_held(ended: Deployment) -> None:

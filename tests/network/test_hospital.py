@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from client.membership import join
 from client.node.status import State, read_status
 from client.site import read_site
 from server.consortium import Consortium, read_consortium
+from server.control import control, flower_key
 from server.enrolment import enrol, kit_file, provision, revoke
 
 PROGRAMS = Path(sys.executable).parent
@@ -30,16 +32,16 @@ WAIT = 120.0  # seconds; reached only where something is wrong
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a program with a log beside the test's files; kills what is left at the end."""
+@contextmanager
+def programs(folder: Path) -> Iterator[Start]:
+    """Starts programs with a log each in a folder; kills what is left at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(name: str, *command: object) -> subprocess.Popen[bytes]:
-        (tmp_path / "home").mkdir(exist_ok=True)
+        (folder / "home").mkdir(exist_ok=True)
         path = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"FLWR_HOME": str(tmp_path / "home"), "FLWR_TELEMETRY_ENABLED": "0", "PATH": path}
-        with (tmp_path / f"{name}.log").open("ab") as log:
+        environment = os.environ | {"FLWR_HOME": str(folder / "home"), "FLWR_TELEMETRY_ENABLED": "0", "PATH": path}
+        with (folder / f"{name}.log").open("ab") as log:
             started.append(
                 subprocess.Popen([sys.executable, "-m", *map(str, command)], stdout=log, stderr=log, env=environment)
             )
@@ -52,51 +54,53 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def consortium(tmp_path: Path, start: Start) -> Consortium:
-    """A consortium whose SuperLink runs; its operator is this test."""
-    file = tmp_path / "consortium.yaml"
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a program with a log beside the test's files."""
+    with programs(tmp_path) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
+    """A consortium whose SuperLink runs; its operator is these tests."""
+    folder = tmp_path_factory.mktemp("consortium")
+    file = folder / "consortium.yaml"
     settings = {
         "schema": 1,
         "name": "northlight",
         "address": "localhost",
         "more_addresses": ["127.0.0.1"],
         "port": free_port(),
-        "hospitals": ["riverside"],
+        "hospitals": ["riverside", "lindenhof"],
     }
     file.write_text(yaml.safe_dump(settings))
     made = read_consortium(file)
     provision(made)
-    start("superlink", "server.superlink", file, os.getpid())
-    wait_for(lambda: answers(made.port), "the SuperLink did not start")
-    return made
+    with programs(folder) as run:
+        run("superlink", "server.superlink", file, os.getpid())
+        wait_for(lambda: answers(made.port), "the SuperLink did not start")
+        yield made
 
 
-@pytest.fixture
-def site_file(consortium: Consortium, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def site_file(consortium: Consortium, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hospital that has joined, is enrolled and known to the SuperLink."""
-    file = tmp_path / "riverside" / "SITE.yaml"
+    return joined(consortium, "riverside", tmp_path_factory.mktemp("sites"))
+
+
+def joined(consortium: Consortium, name: str, folder: Path) -> Path:
+    file = folder / name / "SITE.yaml"
     file.parent.mkdir()
-    file.write_text(yaml.safe_dump(settings(free_port())))
-    member = join(read_site(file), kit_file(consortium, "riverside"))
-    enrol(consortium, "riverside", member.public_key)
-    register(consortium, member.public_key, tmp_path / "operator")
+    file.write_text(yaml.safe_dump(settings(name, free_port())))
+    key = enrol(consortium, name, join(read_site(file), kit_file(consortium, name)).public_key)
+    with control(consortium) as link:
+        link.let_in(name, flower_key(key))
     return file
 
 
-def settings(health: int) -> dict[str, object]:
+def settings(name: str, health: int) -> dict[str, object]:
     archive = {"kind": "dicom", "path": "dicom"}
-    return {"schema": 1, "site": "riverside", "archive": archive, "daemon": {"health": f"127.0.0.1:{health}"}}
-
-
-def register(consortium: Consortium, key: Path, home: Path) -> None:
-    home.mkdir()
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "localhost:{consortium.port}"\n'
-        f'root-certificates = "{consortium.home / "authority.pem"}"\n'
-    )
-    command = [str(PROGRAMS / "flwr"), "supernode", "register", str(key), "here", "--name", "riverside"]
-    environment = os.environ | {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    subprocess.run([*command, "--format", "json"], env=environment, check=True, capture_output=True, timeout=WAIT)
+    return {"schema": 1, "site": name, "archive": archive, "daemon": {"health": f"127.0.0.1:{health}"}}
 
 
 def free_port() -> int:
@@ -152,17 +156,18 @@ def test_a_hospital_connects_and_comes_back_after_a_stop(site_file: Path, start:
         wait_for_state(site_file, State.STOPPED)
 
 
-def test_a_revoked_hospital_is_told_so(site_file: Path, consortium: Consortium, start: Start) -> None:
-    revoke(consortium, "riverside")
-    start("riverside", "client.cli", "start", site_file)
-    wait_for_state(site_file, State.REFUSED, "northlight does not know this hospital's key")
+def test_a_revoked_hospital_is_told_so(consortium: Consortium, start: Start, tmp_path: Path) -> None:
+    file = joined(consortium, "lindenhof", tmp_path)
+    revoke(consortium, "lindenhof")
+    start("lindenhof", "client.cli", "start", file)
+    wait_for_state(file, State.REFUSED, "northlight does not know this hospital's key")
 
 
 @pytest.mark.slow
 def test_two_daemons_with_one_key_take_turns(site_file: Path, start: Start, tmp_path: Path) -> None:
     copy = tmp_path / "copy" / "SITE.yaml"
     shutil.copytree(site_file.parent, copy.parent)
-    copy.write_text(yaml.safe_dump(settings(free_port())))
+    copy.write_text(yaml.safe_dump(settings("riverside", free_port())))
     first = start("riverside", "client.cli", "start", site_file)
     wait_for_state(site_file, State.CONNECTED)
     start("copy", "client.cli", "start", copy)

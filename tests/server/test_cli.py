@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,12 @@ def test_a_run_that_has_only_begun_has_a_status_and_a_report(
     assert main(["report", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert report["rounds"] == []
+
+
+def test_how_a_run_stands_is_told_without_waiting_for_torch_and_flower(tmp_path: Path) -> None:
+    RunStore.create(tmp_path, read_plan(DEMO))
+    code = "import sys; from server.cli import main; main(sys.argv[1:]); print(*({'torch', 'flwr'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, "status", str(tmp_path)]
+    told = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("demo: interrupted")
+    assert told.splitlines()[-1] == ""

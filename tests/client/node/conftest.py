@@ -28,7 +28,7 @@ from cxrbase_model.messages import Task, task_to_message
 
 Found = TypeVar("Found")
 
-WAIT = 60.0  # seconds for a process to do or end; reached only where something is wrong
+WAIT = 180.0  # seconds for a process to do or end; reached only where something is wrong
 SECRET = b"between the SuperNode and its executor"
 NODE, RUN = 7, 11
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from client.node.supernode import environment, python
 from client.site import Site
 from cxrbase_model.bundle import release_bundle
 from cxrbase_model.messages import Code, Task, reply_from_message
+from cxrbase_model.plan import Plan
 from tests.client.node.conftest import SECRET, WAIT, SuperNode, wait_for
 
 
@@ -33,6 +36,13 @@ def executor(supernode: SuperNode, site: Site, tmp_path: Path) -> Iterator[subpr
     process.wait()
 
 
+@pytest.fixture
+def long_task(task_for: Callable[..., Task], plan: Plan) -> Task:
+    """Training that is still under way when a test ends it."""
+    stage = replace(plan.stages[0], local_epochs=1000.0)
+    return task_for("mae", plan=replace(plan, stages=(stage, *plan.stages[1:])))
+
+
 @pytest.mark.usefixtures("executor")
 def test_tasks_run_one_after_the_other(supernode: SuperNode, task_for: Callable[..., Task]) -> None:
     supernode.offer(task_for("mae"), release_bundle(), TaskType.AGENT_APP)
@@ -47,11 +57,10 @@ def test_tasks_run_one_after_the_other(supernode: SuperNode, task_for: Callable[
 
 
 def test_a_runner_that_was_killed_is_answered_for_at_once_and_the_next_task_runs(
-    supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task], site: Site
+    supernode: SuperNode, executor: subprocess.Popen[bytes], site: Site, task_for: Callable[..., Task], long_task: Task
 ) -> None:
-    supernode.offer(task_for("mae"), release_bundle())
-    wait_for((site.private / "client.log").exists)  # it has the task
-    os.kill(runners(executor.pid)[0], signal.SIGKILL)
+    supernode.offer(long_task, release_bundle())
+    os.kill(wait_for(lambda: training(executor.pid, site)), signal.SIGKILL)
     message, _ = supernode.wait_for_answer()
     assert message.error.reason == "the hospital has no answer"
     supernode.offer(task_for("describe"), release_bundle())
@@ -60,27 +69,31 @@ def test_a_runner_that_was_killed_is_answered_for_at_once_and_the_next_task_runs
 
 
 def test_a_runner_ends_with_its_executor(
-    supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task]
+    supernode: SuperNode, executor: subprocess.Popen[bytes], site: Site, long_task: Task
 ) -> None:
-    supernode.offer(task_for("mae"), release_bundle())
-    runner = wait_for(lambda: runners(executor.pid))[0]
+    supernode.offer(long_task, release_bundle())
+    runner = wait_for(lambda: training(executor.pid, site))
     executor.send_signal(signal.SIGTERM)
     assert executor.wait(WAIT) == 0
     assert not Path(f"/proc/{runner}").exists()
 
 
 def test_a_runner_does_not_outlive_an_executor_that_was_killed(
-    supernode: SuperNode, executor: subprocess.Popen[bytes], task_for: Callable[..., Task]
+    supernode: SuperNode, executor: subprocess.Popen[bytes], site: Site, long_task: Task
 ) -> None:
-    supernode.offer(task_for("mae"), release_bundle())
-    runner = wait_for(lambda: runners(executor.pid))[0]
+    supernode.offer(long_task, release_bundle())
+    runner = wait_for(lambda: training(executor.pid, site))
     executor.kill()
     wait_for(lambda: not Path(f"/proc/{runner}").exists())
 
 
-def runners(executor: int) -> list[int]:
-    """The runners of an executor: forks of a process that it has started."""
-    return [runner for between in children(executor) for runner in children(between)]
+def training(executor: int, site: Site) -> int | None:
+    """The runner that has the pictures open: one of the forks of a process that the executor has started."""
+    for runner in (runner for between in children(executor) for runner in children(between)):
+        with contextlib.suppress(OSError):
+            if str(site.cache_folder) in Path(f"/proc/{runner}/maps").read_text(encoding="utf-8"):
+                return runner
+    return None
 
 
 def children(parent: int) -> list[int]:

@@ -215,16 +215,10 @@ class Killed(BaseException):
     """The machine dies here."""
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2])
-@pytest.mark.parametrize("after", [False, True])
-def test_a_line_is_there_whole_or_not_at_all_wherever_the_machine_dies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, after: bool
-) -> None:
-    """Between witness, head, table and the end of the transaction: never an error afterwards, never a lost line that was begun."""
+def add_and_die(ledger: Ledger, patch: pytest.MonkeyPatch, writes: int, *, after: bool) -> list[str]:
+    """Add a line on a machine that dies before or after its so many-th write of a head or a row; the writes that were done."""
     from client import ledger as module
 
-    ledger = Ledger(tmp_path, tmp_path / "witness")
-    add(ledger, 3)
     left, done = iter(range(10)), []
 
     def dying(real: Callable[..., None]) -> Callable[..., None]:
@@ -239,16 +233,45 @@ def test_a_line_is_there_whole_or_not_at_all_wherever_the_machine_dies(
 
         return call
 
-    with monkeypatch.context() as patch:
+    with patch.context() as context:
         for name in ("write_head", "_insert"):
-            patch.setattr(module, name, dying(getattr(module, name)))
+            context.setattr(module, name, dying(getattr(module, name)))
         with pytest.raises(Killed):
             add(ledger)
-    kept = 4 if done else 3
+    return done
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_line_is_there_whole_or_not_at_all_wherever_the_machine_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, after: bool
+) -> None:
+    """Between witness, head, table and the end of the transaction: never an error afterwards, never a lost line that was begun."""
+    ledger = Ledger(tmp_path, tmp_path / "witness")
+    add(ledger, 3)
+    kept = 4 if add_and_die(ledger, monkeypatch, writes, after=after) else 3
     assert len(Ledger(tmp_path, tmp_path / "witness").entries()) == kept
     add(ledger)
     assert [entry.number for entry in ledger.entries()] == list(range(1, kept + 2))
     assert len(Ledger(tmp_path).entries()) == kept + 1
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("again", [0, 1, 2, 3])
+@pytest.mark.parametrize("witness", [True, False])
+def test_so_it_is_where_the_machine_dies_again_while_it_puts_back_the_line_of_its_first_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, again: int, witness: bool
+) -> None:
+    ledger = Ledger(tmp_path, tmp_path / "witness" if witness else None)
+    add(ledger, 3)
+    if not witness:  # which is one write less each time
+        first, again = min(first, 1), min(again, 2)
+    add_and_die(ledger, monkeypatch, first, after=True)
+    add_and_die(ledger, monkeypatch, again, after=True)
+    kept = len(ledger.entries())
+    assert kept in (4, 5)
+    add(ledger)
+    assert [entry.number for entry in ledger.entries()] == list(range(1, kept + 2))
 
 
 def test_what_was_refused_leaves_no_line(tmp_path: Path) -> None:

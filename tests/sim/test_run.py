@@ -150,16 +150,21 @@ def test_another_plan_cannot_go_on_with_a_run(study: Path, resumed: Path) -> Non
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_how_to_go_on_and_goes_on(study: Path, resumed: Path, tmp_path: Path) -> None:
-    """Ctrl-C reaches every process of the terminal, so the signal goes to the whole group."""
-    code, told = _stopped(study, tmp_path / "run", after_rounds=1, by=signal.SIGINT)
+@pytest.mark.usefixtures("resumed")  # which makes the hospitals
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(study: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal, so the signal goes to the whole group, long before the run is over."""
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("rounds: 3", "rounds: 60"), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    (tmp_path / "hospitals").symlink_to(study / "hospitals")
+    code, told = _stopped(tmp_path, tmp_path / "run", after_rounds=1, by=signal.SIGINT)
     assert code == 130
     assert "interrupted" in told
     assert "--resume" in told
     assert "Traceback" not in told
-    assert _run(study, tmp_path / "run", "--resume").returncode == 0
-    plan = read_plan(study / "plan.yaml")
-    first, second = RunStore(resumed, plan), RunStore(tmp_path / "run", plan)
+    assert _run(tmp_path, tmp_path / "run", "--resume").returncode == 0
+    plan = read_plan(tmp_path / "plan.yaml")
+    sites = [read_site(file) for file in sorted((study / "hospitals").glob("*/SITE.yaml"))]
+    first, second = _in_process(plan, sites, tmp_path), RunStore(tmp_path / "run", plan)
     assert digest(first.stage_state("detect")) == digest(second.stage_state("detect"))
 
 

@@ -22,7 +22,7 @@ demo: .venv/installed  ## three made-up hospitals: DICOM files, ingest, federati
 	@for site in $(DATA)/*/SITE.yaml; do $(BIN)/cxrbase-client ingest $$site --plan configs/plans/demo.yaml || exit 1; done
 	$(BIN)/cxrbase-sim run configs/sim/demo.yaml --data $(DATA) --out $(RUN) --resume
 
-test: .venv/installed  ## the tests (about 10 minutes on 2 cores, no GPU needed)
+test: .venv/installed  ## the tests (about 9 minutes on 2 cores, no GPU needed)
 	$(BIN)/python -m pytest
 
 test-all: .venv/installed  ## the tests and the long ones: fuzzing, killed runs, a faulty network, a soak (over an hour)

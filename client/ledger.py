@@ -151,9 +151,8 @@ class Ledger:
         newest = max(heads.values(), key=lambda head: head.number)
         if newest.number == len(lines) + 1 and newest.hash == chained(hashes[-1], newest.line):
             _insert(base, newest)  # the machine died between head and table
-            base.execute(
-                "COMMIT"
-            )  # or a second death, with the next line's head written, would leave the head two lines ahead
+            # Now, or a second death, with the next line's head written, would leave the head two lines ahead of the table.
+            base.execute("COMMIT")
             base.execute("BEGIN IMMEDIATE")
             return self._verified(base)
         for path, head in heads.items():

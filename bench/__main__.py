@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from bench.cache import cache
@@ -33,8 +34,12 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "scale": scale,
     "secure": secure,
     "transport": transport,
+    "transport-4": partial(transport, 4),
+    "transport-8": partial(transport, 8),
 }
-NAMED_ONLY = frozenset({"privacy", "transport", "links", "memory"})  # several minutes long, or of real networks
+NAMED_ONLY = frozenset(
+    {"privacy", "transport", "transport-4", "transport-8", "links", "memory"}
+)  # several minutes long, or of real networks
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from server.database import lay_out
 
 _ROOT = Path(__file__).parents[2]
 _PYTHON = Path(sys.executable).name
-_MOST_SECONDS = 1200.0
+_MOST_SECONDS = 600.0
 _MOST_SECONDS_TO_START = 120.0
 _SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",

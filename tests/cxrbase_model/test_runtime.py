@@ -80,7 +80,7 @@ def test_deterministic_algorithms_are_used_during_training_alone(small_plan: Pla
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
     """Counts how often a number is taken out of a tensor, for which the processor waits on a GPU: item(), bool(), float()."""
 
     count = 0
@@ -96,7 +96,7 @@ def test_the_loop_looks_at_the_device_every_so_many_steps_and_no_more(
 ) -> None:
     counts = []
     for steps in (1, 1 + 3 * CHECK_EVERY):
-        with Waits() as waits:
+        with Waits() as waits:  # type: ignore[no-untyped-call]
             train(small_plan, CPU, steps)
         counts.append(waits.count)
     assert counts[1] - counts[0] == 3

@@ -11,7 +11,7 @@ from flwr.app import Message
 
 from cxrbase_model.codec import decode, encode
 from cxrbase_model.messages import Reply, Task, reply_to_message, task_from_message
-from cxrbase_model.plan import Plan, plan_from_text
+from cxrbase_model.plan import Plan, PretrainStage, plan_from_text
 from cxrbase_model.settings import read
 from cxrbase_model.state import digest
 from sim.grid import Node
@@ -46,7 +46,9 @@ def plan(**federation: Any) -> Plan:
 def short_plan(**federation: Any) -> Plan:
     """The plan of three rounds of pretraining."""
     whole = plan(**federation)
-    return replace(whole, stages=(replace(whole.stages[0], rounds=3),))
+    stage = whole.stages[0]
+    assert isinstance(stage, PretrainStage)
+    return replace(whole, stages=(replace(stage, rounds=3),))
 
 
 def hospital(name: str, shift: float, examples: int, change: Change = lambda task, reply: reply) -> Node:

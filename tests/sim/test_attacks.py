@@ -132,7 +132,7 @@ def test_who_is_unlike_the_others_in_length_is_left_out_of_the_first_round_under
 
 
 def test_a_sign_flip_of_ordinary_length_passes_every_check_of_norms(tmp_path: Path) -> None:
-    checked = {"longest": 3.0, "shortest": 0.05}
+    checked: dict[str, Any] = {"longest": 3.0, "shortest": 0.05}
     store = run(tmp_path / "mean", plan("mean", **checked), sign_flip(1.0))
     assert store.records()[1]["rejected"] == []
     assert error(store) == pytest.approx(0.25, abs=0.05), "one vote of eight against"

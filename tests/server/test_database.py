@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from flwr.supercore import sql_mixin
+from flwr.supercore.constant import SQLITE_PRAGMAS
 from flwr.supercore.state.alembic.utils import run_migrations
 from sqlalchemy import create_engine
 
@@ -40,7 +41,7 @@ def test_a_database_that_is_there_is_left_alone(tmp_path: Path) -> None:
 def test_a_request_waits_for_a_busy_database_nearly_as_long_as_who_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)  # put back after the test
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", SQLITE_PRAGMAS)  # put back after the test
     superlink._wrap(sql_mixin, "SQLITE_PRAGMAS", patient)
     with closing(sqlite3.connect(tmp_path / "superlink.db")) as opened:
         sql_mixin._set_sqlite_pragmas(opened, None)

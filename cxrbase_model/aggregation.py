@@ -114,7 +114,7 @@ class GeometricMedian:
     least: ClassVar[int] = 3  # updates that it makes sense of
     kind: str = knob("geometric-median", choices=("geometric-median",), why="names the rule")
     smoothing: float = knob(
-        1e-6, low=1e-12, high=1.0, why="smallest distance that a weight is divided by, of the median distance"
+        1e-6, low=1e-12, high=1.0, why="smallest distance that a weight is divided by, of the closest majority's radius"
     )
 
 

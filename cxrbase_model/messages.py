@@ -14,7 +14,10 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 PROTOCOL = 3
+METRICS = frozenset({"validation_loss", "validation_auroc"})  # the only ones that a training's reply may name
 _STYPE = "cxrbase.safetensors"
+_LONGEST_HEADER = 1 << 20  # characters; a plan has some thousand
+_LARGEST = 1e30  # of a header's numbers; their sums over hospitals stay finite, in float32 too
 
 
 class Code(StrEnum):
@@ -204,13 +207,37 @@ def _split(message: Message) -> tuple[dict[str, Any], bytes]:
         raise WireError(Code.MALFORMED)
     if config.get("protocol") != PROTOCOL:
         raise WireError(Code.PROTOCOL)
-    try:
-        header = json.loads(str(config["header"]))
-    except (KeyError, json.JSONDecodeError):
-        raise WireError(Code.MALFORMED) from None
+    header = _header(config.get("header"))
     arrays = message.content.array_records.get("arrays")
     blob = arrays["packed"].data if arrays is not None and "packed" in arrays else b""
     return header, blob
+
+
+def _header(text: object) -> dict[str, Any]:
+    """The header of a JSON text, which may be anybody's; WireError where it is none, or a number of it is not finite or absurd."""
+    if not isinstance(text, str) or len(text) > _LONGEST_HEADER:
+        raise WireError(Code.MALFORMED)
+    try:
+        header = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    except (ValueError, RecursionError):
+        raise WireError(Code.MALFORMED) from None
+    if not isinstance(header, dict):
+        raise WireError(Code.MALFORMED)
+    return header
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not abs(number) <= _LARGEST:
+        raise ValueError
+    return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if abs(number) > _LARGEST:
+        raise ValueError
+    return number
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -219,10 +246,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _build(cls: type[Any], header: object, **blob: bytes) -> Any:
+def _build(cls: type[Any], header: dict[str, Any], **blob: bytes) -> Any:
     """The dataclass of a header whose fields all have the declared types; WireError otherwise."""
-    if not isinstance(header, dict):
-        raise WireError(Code.MALFORMED)
     values = {**header, **blob}
     fields = cls.__dataclass_fields__
     if values.keys() != fields.keys():
@@ -230,4 +255,10 @@ def _build(cls: type[Any], header: object, **blob: bytes) -> Any:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, _TYPES[fields[name].type]):
             raise WireError(Code.MALFORMED)
+        if fields[name].type == "dict[str, float]" and not _are_metrics(value):
+            raise WireError(Code.MALFORMED)
     return cls(**values)
+
+
+def _are_metrics(found: Any) -> bool:
+    return found.keys() <= METRICS and all(type(value) in (int, float) for value in found.values())

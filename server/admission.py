@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,6 +16,7 @@ from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.opened import Opened, opened
 from cxrbase_model.plan import EvaluateStage, Stage
 from cxrbase_model.state import size, square, squares
+from cxrbase_model.told import NOTHING_TOLD, check_description, check_evaluation
 from cxrbase_model.transport import EXACT, Packing
 from cxrbase_model.variates import PREFIX
 
@@ -64,6 +65,26 @@ def check_reply(reply: Reply, task: Task, answered: Set[str]) -> None:
         raise Rejected(Code.DUPLICATE)
     if reply.code is not None:
         raise Rejected(reply.code)
+
+
+def admit_evaluation(reply: Reply, findings: Sequence[str]) -> dict[str, Any]:
+    """The evaluation of a reply; Rejected where it is none of these findings."""
+    if not 0 < reply.examples <= MOST_EXAMPLES:
+        raise Rejected(Code.EXAMPLES)
+    try:
+        check_evaluation(evaluation := reply.evaluation or {}, findings)
+    except ValueError:
+        raise Rejected(Code.MALFORMED) from None
+    return evaluation
+
+
+def admit_description(reply: Reply, findings: Sequence[str]) -> dict[str, Any]:
+    """What a hospital tells of itself, with nothing where it tells nothing; Rejected where it is no description under these findings."""
+    try:
+        check_description(told := reply.description or {}, findings)
+    except ValueError:
+        raise Rejected(Code.MALFORMED) from None
+    return NOTHING_TOLD | told
 
 
 def claimable(description: Mapping[str, Any], stage: Stage, slack: float | None) -> int:

@@ -70,7 +70,7 @@ class RoundLoop:
         self._observers = list(observers)
         self._roster = Roster()
         task = Task("describe", self._run, 0, "describe", 1, "", self._text, self._plan.digest)
-        self._newcomers = Newcomers(exchange, live, self._roster, task, patience)
+        self._newcomers = Newcomers(exchange, live, self._roster, task, self._plan.data.findings, patience)
         self._model = GlobalModel(store)
         self._doubt = ""
         self._privacy = RunPrivacy(store, noise_seed)

@@ -116,7 +116,8 @@ class Task:
     `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. `state` is a difference to the weights
     of `base_digest`, or whole where that is empty; `state_digest` is that of what it becomes. In a step of secure aggregation
     `state` is a letter instead. `clip` is the norm that an update is clipped to under aggregation.privacy.
-    `control_round` is the round of the stage that last took in this hospital's reply, 0 for none, under aggregation.scaffold.
+    `control_round` is the round of the stage that last took in this hospital's reply, 0 for none, under aggregation.scaffold and where
+    updates are rounded: what the hospital keeps goes on from there.
     """
 
     kind: str

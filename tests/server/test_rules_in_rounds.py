@@ -151,6 +151,22 @@ def test_all_start_from_the_same_coarse_weights_and_small_steps_still_add_up(tmp
     assert store.records()[1]["bytes_sent"] < 0.5 * exact["bytes_sent"]
 
 
+@pytest.mark.parametrize(("update", "expected"), [("int8", [0, 1, 1, 3]), ("float32", [0, 0, 0, 0])])
+def test_a_task_whose_update_is_rounded_says_which_was_taken_in_last(
+    tmp_path: Path, update: str, expected: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def look(task: Task, reply: Reply) -> Reply:
+        seen.append(task.control_round)
+        return replace(reply, examples=0) if task.round == 2 else reply
+
+    four = replace(short_plan(), stages=(replace(short_plan().stages[0], rounds=4),))
+    transport = {"broadcast": "float32", "update": update, "compress": "none"}
+    run(tmp_path, [*three(), hospital("late", 0.1, 10, look)], planned(four, transport=transport))
+    assert seen == expected
+
+
 def test_an_evaluation_is_of_the_very_weights_that_are_kept(tmp_path: Path) -> None:
     weights: list[State] = []
 

@@ -202,7 +202,7 @@ class Aggregation:
     )
     keep_local: tuple[str, ...] = knob(
         (),
-        why="patterns of tensors that each hospital trains for itself, such as decoder.* or *norm* (FedBN, Li et al. 2021, "
+        why="patterns of tensors that each hospital trains for itself, such as decoder_* or *norm* (FedBN, Li et al. 2021, "
         "arXiv 2102.07623); in the global model, and in what is exported of it, they stay as they began",
     )
 

@@ -45,6 +45,7 @@ class Code(StrEnum):
     NOT_FINITE = "NOT_FINITE"
     NAMES = "NAMES"
     SHAPES = "SHAPES"
+    LOCAL = "LOCAL"
     IDENTITY = "IDENTITY"
     ROUND = "ROUND"
     DUPLICATE = "DUPLICATE"
@@ -84,6 +85,7 @@ MEANING: dict[Code, str] = {
     Code.NOT_FINITE: "the update holds a number that is not finite",
     Code.NAMES: "the update's tensors have other names than the model's",
     Code.SHAPES: "a tensor of the update has another shape or type than the model's",
+    Code.LOCAL: "the update changes a tensor that the plan's aggregation.keep_local leaves to each hospital",
     Code.IDENTITY: "the reply is in the name of another hospital than the one whose key it came with",
     Code.ROUND: "the reply belongs to another round",
     Code.DUPLICATE: "the hospital has replied in this round already",

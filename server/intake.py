@@ -90,6 +90,7 @@ class Intake:
             reply, self._state, federation.max_update_norm, self._plan.transport.up,
             outlying=self._outlying,
             most_examples=claimable(joined.get("description", {}), stage, federation.claimed_examples),
+            is_local=self._plan.aggregation.is_local,
         )  # fmt: skip
         weight = admitted.examples if federation.weighting == "examples" else 1
         if not self._gathered.fits(admitted.update, weight):

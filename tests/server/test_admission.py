@@ -12,7 +12,7 @@ from cxrbase_model.codec import encode, pack
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import PretrainStage
 from cxrbase_model.state import State
-from cxrbase_model.transport import Packing
+from cxrbase_model.transport import EXACT, Packing
 from server.admission import (
     MOST_EXAMPLES,
     Rejected,
@@ -114,6 +114,8 @@ def test_an_update_that_does_not_fit_is_rejected(changes: dict[str, Any], code: 
         ({"outlying": 1.9}, None),
         ({"most_examples": 9}, Code.CLAIM),
         ({"most_examples": 10}, None),
+        ({"is_local": lambda name: name == "head.bias"}, Code.LOCAL),
+        ({"is_local": lambda name: name.startswith("decoder")}, None),
     ],
 )
 def test_an_update_is_held_against_earlier_ones_and_against_what_its_hospital_described(
@@ -139,6 +141,13 @@ def test_updates_are_held_against_the_median_norm_of_their_round(
     norms: list[float], longest: float | None, shortest: float | None, left_out: dict[str, Code]
 ) -> None:
     assert unlike(dict(zip("abcde", norms, strict=False)), longest, shortest) == left_out
+
+
+@pytest.mark.parametrize("packing", [EXACT, Packing("int8", "zstd"), Packing("topk", "zstd", 0.5)], ids=str)
+def test_zeros_for_what_stays_in_the_hospital_are_admitted_whatever_the_packing(packing: Packing) -> None:
+    still = {**UPDATE, "head.bias": torch.zeros(2)}
+    reply = replace(REPLY, update=encode(still, packing))
+    assert admit_update(reply, REFERENCE, None, packing, is_local=lambda name: name == "head.bias").norm > 0
 
 
 def test_an_update_of_another_packing_than_the_plans_is_malformed() -> None:

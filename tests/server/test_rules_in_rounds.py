@@ -193,3 +193,23 @@ def test_the_plans_of_before_mean_the_exact_mean_and_travel_whole() -> None:
     assert plan().aggregation == Aggregation()
     whole = planned(plan(quorum=3), aggregation=ADAM | {"rule": {"kind": "trimmed-mean", "share": 0.1}})
     assert plan_from_text(plan_to_text(whole)) == whole
+
+
+def test_rounds_in_which_nothing_moved_do_not_make_outliers_of_all_that_follow(tmp_path: Path) -> None:
+    def later(task: Task, reply: Reply) -> Reply:
+        if task.round > 1:
+            return reply
+        return replace(reply, update=pack({name: 0 * each for name, each in unpack(reply.update).items()}))
+
+    store = run(tmp_path, [hospital(name, 0.1, 10, later) for name in "abc"], short_plan(outlier=10.0))
+    assert [record["rejected"] for record in store.records()] == [[]] * 4
+
+
+def test_who_changes_what_each_hospital_keeps_for_itself_is_left_out(tmp_path: Path) -> None:
+    def keeps(task: Task, reply: Reply) -> Reply:
+        update = unpack(reply.update) if reply.update else {}
+        return replace(reply, update=pack({n: 0 * t if "norm" in n else t for n, t in update.items()}))
+
+    own = planned(short_plan(), aggregation={"keep_local": ["*norm*"]})
+    nodes = [hospital("a", 0.1, 10, keeps), hospital("b", 0.1, 10, keeps), hospital("c", 0.1, 10)]
+    assert run(tmp_path, nodes, own).records()[1]["rejected"] == [{"site": "c", "code": "LOCAL"}]

@@ -237,6 +237,14 @@ class Aggregation:
             if found:
                 raise SettingsError(f"{expected}, where aggregation.scaffold is true; found {found}")
 
+    def check_packing(self, packing: str) -> None:
+        """SettingsError where each coordinate is judged by itself and most hospitals leave it out of what they send."""
+        if packing == "topk" and isinstance(self.rule, Median | TrimmedMean):
+            raise SettingsError(
+                f"transport.update: expected all numbers for aggregation.rule {self.rule.kind}, which takes most of those that topk sends for "
+                "outliers; found topk"
+            )
+
     def check_quorum(self, quorum: int) -> None:
         """SettingsError where a round of the fewest replies that count would be too small for the rule."""
         if quorum < self.rule.least:

@@ -189,6 +189,16 @@ def test_a_quorum_too_small_for_the_rule_is_refused() -> None:
         planned(plan(quorum=3), aggregation={"rule": {"kind": "krum", "attackers": 2}})
 
 
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+def test_a_rule_that_judges_single_numbers_is_refused_where_most_are_not_sent(rule: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"transport.update: expected all numbers for aggregation.rule {rule}, .* found topk"
+    ):
+        planned(plan(quorum=3), aggregation={"rule": {"kind": rule}}, transport={"update": "topk"})
+    for whole in ("geometric-median", "bounded-mean"):
+        planned(plan(quorum=3), aggregation={"rule": {"kind": whole}}, transport={"update": "topk"})
+
+
 def test_the_plans_of_before_mean_the_exact_mean_and_travel_whole() -> None:
     assert plan().aggregation == Aggregation()
     whole = planned(plan(quorum=3), aggregation=ADAM | {"rule": {"kind": "trimmed-mean", "share": 0.1}})

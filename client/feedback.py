@@ -1,5 +1,8 @@
 """What rounding has left out of an update stays in the hospital and is added to its next one (Seide et al. 2014; Karimireddy et al. 2019,
 arXiv 1901.09847), so that a coarse update loses nothing over many rounds.
+
+An update that the server did not take in - it was rejected, or came too late - is no part of that: neither is what it left out owed,
+nor is what it was to pay off paid. So a task says in which round the hospital's reply was last taken in, and what was owed then counts.
 """
 
 from __future__ import annotations
@@ -25,6 +28,16 @@ class Residual(Kept):
 
     def __init__(self, private: Path, task: Task) -> None:
         super().__init__(private / FOLDER, task)
+        self._taken_in = task.control_round
+
+    def before(self) -> State | None:
+        """What was owed after the last round whose update the server took in; None where nothing."""
+        if self._round == 1:
+            self.drop()  # what an earlier run of the same plan left
+        return self._of(self._taken_in) if 0 < self._taken_in < self._round else None
+
+    def _is_over(self, number: int) -> bool:
+        return number not in (self._taken_in, self._round)
 
     def encode(self, update: State, packing: Packing) -> bytes:
         """An update, and what is owed from earlier ones, as a plan has it packed; what that leaves out is kept. OSError on a full disk.

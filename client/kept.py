@@ -36,12 +36,7 @@ class Kept:
         if self._round == 1:
             shutil.rmtree(self._folder, ignore_errors=True)  # what an earlier run of the same plan left
         earlier = [number for number in self._rounds() if number < self._round]
-        if not earlier:
-            return None
-        try:
-            return load(self._file(max(earlier)))
-        except (OSError, CodecError):  # a disk that loses files costs the tensors, not the round
-            return None
+        return self._of(max(earlier)) if earlier else None
 
     def keep(self, tensors: State) -> None:
         """Write this round's tensors, if any, and remove those that no round can ask for again; OSError on a full disk."""
@@ -56,6 +51,13 @@ class Kept:
         stages = sorted((each for each in self._top.iterdir() if each.is_dir()), key=_age)
         for stage in stages[self.stages_kept :]:
             shutil.rmtree(stage, ignore_errors=True)
+
+    def _of(self, number: int) -> State | None:
+        """The tensors of a round; None where they are not there. A disk that loses files costs the tensors, not the round."""
+        try:
+            return load(self._file(number))
+        except (OSError, CodecError):
+            return None
 
     def _is_over(self, number: int) -> bool:
         """Whether no round can ask for the tensors of that one again, once this round's are there."""

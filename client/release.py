@@ -22,14 +22,13 @@ from client.budget import ledger_of, line_of
 from client.dataset import Cache
 from client.ledger import LEFT, Entry
 from client.policy import Refused, check_plan
-from client.released import check_description, check_evaluation
 from client.site import Site
-from cxrbase_model.messages import Code, Reply, Task
+from cxrbase_model.messages import METRICS, Code, Reply, Task
 from cxrbase_model.metrics import cells, counted
 from cxrbase_model.plan import DataSpec, Plan
 from cxrbase_model.secure.letters import STEPS
+from cxrbase_model.told import check_description, check_evaluation
 
-METRICS = frozenset({"validation_loss", "validation_auroc"})  # the only metrics that have a name outside
 KINDS = ("pretrain", "finetune", "evaluate")
 
 log = logging.getLogger("cxrbase.client")
@@ -102,6 +101,8 @@ def _check_fields(reply: Reply, task: Task, plan: Plan) -> None:
         check_evaluation(reply.evaluation, plan.data.findings)
     if reply.description is not None:
         check_description(reply.description, plan.data.findings)
+        if not set(reply.description.get("exclusions", ())) <= {reason.value for reason in Reason}:
+            raise ValueError("a description's exclusions holds other things than it may")
 
 
 def _fields(reply: Reply) -> tuple[str, ...]:

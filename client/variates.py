@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from client.kept import Kept, forget_kept
 from client.policy import Refused
 from cxrbase_model.aggregation import Aggregation
-from cxrbase_model.codec import CodecError
 from cxrbase_model.messages import Code, Task
 from cxrbase_model.state import State, mismatch, subtract
-from cxrbase_model.stored import load
 from cxrbase_model.variates import controlled, prefixed
 
 FOLDER = "variates"
@@ -69,11 +67,8 @@ class Variates(Kept):
             self.drop()  # what an earlier run of the same plan left
         if not 0 < self._taken_in < self._round:
             return None
-        try:
-            found = load(self._file(self._taken_in))
-        except (OSError, CodecError):
-            return None
-        if mismatch(found, nothing):
+        found = self._of(self._taken_in)
+        if found is None or mismatch(found, nothing):
             return None
         self.going_on_from = self._taken_in
         return found

@@ -114,7 +114,7 @@ class GeometricMedian:
     least: ClassVar[int] = 3  # updates that it makes sense of
     kind: str = knob("geometric-median", choices=("geometric-median",), why="names the rule")
     smoothing: float = knob(
-        1e-6, low=1e-12, high=1.0, why="smallest distance that a weight is divided by, of the median distance"
+        1e-6, low=1e-12, high=1.0, why="smallest distance that a weight is divided by, of the closest majority's radius"
     )
 
 
@@ -202,7 +202,7 @@ class Aggregation:
     )
     keep_local: tuple[str, ...] = knob(
         (),
-        why="patterns of tensors that each hospital trains for itself, such as decoder.* or *norm* (FedBN, Li et al. 2021, "
+        why="patterns of tensors that each hospital trains for itself, such as decoder_* or *norm* (FedBN, Li et al. 2021, "
         "arXiv 2102.07623); in the global model, and in what is exported of it, they stay as they began",
     )
 
@@ -236,6 +236,14 @@ class Aggregation:
         for expected, found in problems.items():
             if found:
                 raise SettingsError(f"{expected}, where aggregation.scaffold is true; found {found}")
+
+    def check_packing(self, packing: str) -> None:
+        """SettingsError where each coordinate is judged by itself and most hospitals leave it out of what they send."""
+        if packing == "topk" and isinstance(self.rule, Median | TrimmedMean):
+            raise SettingsError(
+                f"transport.update: expected all numbers for aggregation.rule {self.rule.kind}, which takes most of those that topk sends for "
+                "outliers; found topk"
+            )
 
     def check_quorum(self, quorum: int) -> None:
         """SettingsError where a round of the fewest replies that count would be too small for the rule."""

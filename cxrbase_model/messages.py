@@ -14,7 +14,10 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 PROTOCOL = 3
+METRICS = frozenset({"validation_loss", "validation_auroc"})  # the only ones that a training's reply may name
 _STYPE = "cxrbase.safetensors"
+_LONGEST_HEADER = 1 << 20  # characters; a plan has some thousand
+_LARGEST = 1e30  # of a header's numbers; their sums over hospitals stay finite, in float32 too
 
 
 class Code(StrEnum):
@@ -42,6 +45,7 @@ class Code(StrEnum):
     NOT_FINITE = "NOT_FINITE"
     NAMES = "NAMES"
     SHAPES = "SHAPES"
+    LOCAL = "LOCAL"
     IDENTITY = "IDENTITY"
     ROUND = "ROUND"
     DUPLICATE = "DUPLICATE"
@@ -81,10 +85,11 @@ MEANING: dict[Code, str] = {
     Code.NOT_FINITE: "the update holds a number that is not finite",
     Code.NAMES: "the update's tensors have other names than the model's",
     Code.SHAPES: "a tensor of the update has another shape or type than the model's",
+    Code.LOCAL: "the update changes a tensor that the plan's aggregation.keep_local leaves to each hospital",
     Code.IDENTITY: "the reply is in the name of another hospital than the one whose key it came with",
     Code.ROUND: "the reply belongs to another round",
     Code.DUPLICATE: "the hospital has replied in this round already",
-    Code.NORM: "the update's norm is above the plan's bound",
+    Code.NORM: "the update's norm is above the plan's bound, or its numbers times its examples above what a sum holds",
     Code.OUTLIER: "the update's norm is far above those that earlier rounds admitted, or those of the same round",
     Code.SHORT: "the update's norm is far below those of the same round, as if nobody had trained",
     Code.OPPOSED: "the update points away from where the others of the same round point",
@@ -113,7 +118,8 @@ class Task:
     `model` names the stage whose model `state` holds; it differs from `stage` in an evaluation. `state` is a difference to the weights
     of `base_digest`, or whole where that is empty; `state_digest` is that of what it becomes. In a step of secure aggregation
     `state` is a letter instead. `clip` is the norm that an update is clipped to under aggregation.privacy.
-    `control_round` is the round of the stage that last took in this hospital's reply, 0 for none, under aggregation.scaffold.
+    `control_round` is the round of the stage that last took in this hospital's reply, 0 for none, under aggregation.scaffold and where
+    updates are rounded: what the hospital keeps goes on from there.
     """
 
     kind: str
@@ -204,13 +210,37 @@ def _split(message: Message) -> tuple[dict[str, Any], bytes]:
         raise WireError(Code.MALFORMED)
     if config.get("protocol") != PROTOCOL:
         raise WireError(Code.PROTOCOL)
-    try:
-        header = json.loads(str(config["header"]))
-    except (KeyError, json.JSONDecodeError):
-        raise WireError(Code.MALFORMED) from None
+    header = _header(config.get("header"))
     arrays = message.content.array_records.get("arrays")
     blob = arrays["packed"].data if arrays is not None and "packed" in arrays else b""
     return header, blob
+
+
+def _header(text: object) -> dict[str, Any]:
+    """The header of a JSON text, which may be anybody's; WireError where it is none, or a number of it is not finite or absurd."""
+    if not isinstance(text, str) or len(text) > _LONGEST_HEADER:
+        raise WireError(Code.MALFORMED)
+    try:
+        header = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    except (ValueError, RecursionError):
+        raise WireError(Code.MALFORMED) from None
+    if not isinstance(header, dict):
+        raise WireError(Code.MALFORMED)
+    return header
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not abs(number) <= _LARGEST:
+        raise ValueError
+    return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if abs(number) > _LARGEST:
+        raise ValueError
+    return number
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -219,10 +249,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _build(cls: type[Any], header: object, **blob: bytes) -> Any:
+def _build(cls: type[Any], header: dict[str, Any], **blob: bytes) -> Any:
     """The dataclass of a header whose fields all have the declared types; WireError otherwise."""
-    if not isinstance(header, dict):
-        raise WireError(Code.MALFORMED)
     values = {**header, **blob}
     fields = cls.__dataclass_fields__
     if values.keys() != fields.keys():
@@ -230,4 +258,10 @@ def _build(cls: type[Any], header: object, **blob: bytes) -> Any:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, _TYPES[fields[name].type]):
             raise WireError(Code.MALFORMED)
+        if fields[name].type == "dict[str, float]" and not _are_metrics(value):
+            raise WireError(Code.MALFORMED)
     return cls(**values)
+
+
+def _are_metrics(found: Any) -> bool:
+    return found.keys() <= METRICS and all(type(value) in (int, float) for value in found.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,6 +16,7 @@ from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.opened import Opened, opened
 from cxrbase_model.plan import EvaluateStage, Stage
 from cxrbase_model.state import size, square, squares
+from cxrbase_model.told import NOTHING_TOLD, check_description, check_evaluation
 from cxrbase_model.transport import EXACT, Packing
 from cxrbase_model.variates import PREFIX
 
@@ -66,6 +67,26 @@ def check_reply(reply: Reply, task: Task, answered: Set[str]) -> None:
         raise Rejected(reply.code)
 
 
+def admit_evaluation(reply: Reply, findings: Sequence[str]) -> dict[str, Any]:
+    """The evaluation of a reply; Rejected where it is none of these findings."""
+    if not 0 < reply.examples <= MOST_EXAMPLES:
+        raise Rejected(Code.EXAMPLES)
+    try:
+        check_evaluation(evaluation := reply.evaluation or {}, findings)
+    except ValueError:
+        raise Rejected(Code.MALFORMED) from None
+    return evaluation
+
+
+def admit_description(reply: Reply, findings: Sequence[str]) -> dict[str, Any]:
+    """What a hospital tells of itself, with nothing where it tells nothing; Rejected where it is no description under these findings."""
+    try:
+        check_description(told := reply.description or {}, findings)
+    except ValueError:
+        raise Rejected(Code.MALFORMED) from None
+    return NOTHING_TOLD | told
+
+
 def claimable(description: Mapping[str, Any], stage: Stage, slack: float | None) -> int:
     """The most examples that a hospital can have trained on in a round of a stage, by what it described in round 0.
 
@@ -96,11 +117,12 @@ def admit_update(
     *,
     outlying: float | None = None,
     most_examples: int = MOST_EXAMPLES,
+    is_local: Callable[[str], bool] = lambda name: False,
 ) -> Admitted:
     """The update of a reply; Rejected where it does not fit the reference, is not finite or too large.
 
     packing: as the plan has updates packed. outlying: the norm above which one is too unlike those of the rounds before.
-    most_examples: what the hospital can have trained on. Norms are of the update alone, without SCAFFOLD's variates.
+    most_examples: what the hospital can have trained on. is_local: whether a tensor of a name is a hospital's own, and so zero. Norms are of the update alone, without SCAFFOLD's variates.
     """
     if not 0 < reply.examples <= MOST_EXAMPLES:
         raise Rejected(Code.EXAMPLES)
@@ -112,7 +134,7 @@ def admit_update(
         raise Rejected(Code.MALFORMED) from None
     if update.keys() != reference.keys():
         raise Rejected(Code.NAMES)
-    length = _length(update, reference)
+    length = _length(update, reference, is_local)
     if max_norm is not None and length > max_norm:
         raise Rejected(Code.NORM)
     if outlying is not None and length > outlying:
@@ -120,14 +142,16 @@ def admit_update(
     return Admitted(update, reply.examples, length)
 
 
-def _length(update: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """The norm of an update without its variates; Rejected where a tensor has another shape or is not finite."""
+def _length(update: Mapping[str, Tensor], reference: Mapping[str, Tensor], is_local: Callable[[str], bool]) -> float:
+    """The norm of an update without its variates; Rejected where a tensor has another shape, is not finite or should have stayed."""
     total = 0.0
     for name, like in reference.items():
         if (own := _square(update, name, like.shape)) is None:
             raise Rejected(Code.SHAPES)
         if not math.isfinite(own):  # squares of float32 numbers do not leave the range of float64
             raise Rejected(Code.NOT_FINITE)
+        if own and is_local(name):
+            raise Rejected(Code.LOCAL)
         total += 0.0 if name.startswith(PREFIX) else own
     return math.sqrt(total)
 

@@ -30,7 +30,7 @@ class Broadcast:
     def __init__(self, task: Task, before: State, packing: Packing, difference: bytes, base: str, holders: set[str]):
         self.state = sent_state(before, packing)
         self.asked = task  # without weights
-        self.control_rounds: Mapping[str, int] = {}  # by hospital, under aggregation.scaffold
+        self.control_rounds: Mapping[str, int] = {}  # by hospital: which round last took in its reply
         self._before, self._packing = before, packing
         self._difference = replace(task, state=difference, base_digest=base)
         self._holders = set(holders)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
 from cxrbase_model.plan import Plan
-from server.admission import Rejected, admit_update, check_reply, claimable, unlike
+from server.admission import Rejected, admit_evaluation, admit_update, check_reply, claimable, unlike
 from server.records import Record, entry
 from server.rules.direction import directions
 from server.rules.gathering import Gathering
@@ -46,12 +46,14 @@ class Intake:
             if reply.code is None and reply.site != name:
                 raise Rejected(Code.IDENTITY)
             check_reply(reply, self._task, set(self.entries))
-            norm = None if self._task.kind == "evaluate" else self._fold(name, reply, joined)
-            line = entry(name, "admitted", None, reply, update_norm=norm)
+            if self._task.kind == "evaluate":
+                evaluation = admit_evaluation(reply, self._plan.data.findings)
+                line = entry(name, "admitted", None, reply, update_norm=None)
+                line["evaluations"] = {self._task.model: evaluation}
+            else:
+                line = entry(name, "admitted", None, reply, update_norm=self._fold(name, reply, joined))
             if reply.control_round:
                 line["control_round"] = reply.control_round
-            if reply.evaluation is not None:
-                line["evaluations"] = {self._task.model: reply.evaluation}
         except (WireError, Rejected) as error:
             refused = reply is not None and reply.code is not None
             line = entry(name, "refused" if refused else "rejected", error.code, reply)
@@ -88,6 +90,7 @@ class Intake:
             reply, self._state, federation.max_update_norm, self._plan.transport.up,
             outlying=self._outlying,
             most_examples=claimable(joined.get("description", {}), stage, federation.claimed_examples),
+            is_local=self._plan.aggregation.is_local,
         )  # fmt: skip
         weight = admitted.examples if federation.weighting == "examples" else 1
         if not self._gathered.fits(admitted.update, weight):

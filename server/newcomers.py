@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flwr.app import Message
 
 from cxrbase_model.messages import Code, Task, WireError, reply_from_message
-from server.admission import Rejected, check_reply
+from server.admission import Rejected, admit_description, check_reply
 from server.exchange import Exchange, Node
 from server.live import Live
 from server.records import entry
@@ -18,12 +18,14 @@ from server.roster import Roster
 class Newcomers:
     """Asks those who are new, by the task `describe`, and fills the roster with what they say.
 
-    patience: seconds between two times that those who have refused are asked again; 0 for never.
+    findings: the plan's, which a description counts. patience: seconds between two times that those who have refused are asked again; 0 for never.
     """
 
-    def __init__(self, exchange: Exchange, live: Live, roster: Roster, task: Task, patience: float) -> None:
+    def __init__(
+        self, exchange: Exchange, live: Live, roster: Roster, task: Task, findings: Sequence[str], patience: float
+    ) -> None:  # fmt: skip
         self._exchange, self._live, self._roster = exchange, live, roster
-        self._task, self._patience = task, patience
+        self._task, self._findings, self._patience = task, findings, patience
         self._asked_refused = time.monotonic()
 
     def describe(self, deadline: float) -> None:
@@ -48,9 +50,9 @@ class Newcomers:
             if reply.code is None and reply.site != site:
                 raise Rejected(Code.IDENTITY)
             check_reply(reply, self._task, taken)
+            description = admit_description(reply, self._findings)
         except (WireError, Rejected) as error:
             self._roster.refuse(number, entry(site or f"node {number}", "refused", error.code))
             return
-        description = reply.description or {}
         line = entry(reply.site, "admitted", None, reply, description=description)
-        self._roster.admit(number, line, list(description.get("kinds", ())))
+        self._roster.admit(number, line, list(description["kinds"]))

@@ -72,11 +72,11 @@ def joined(records: Iterable[Record], entries: Iterable[Record]) -> list[Record]
 
 
 def usual_norm(records: Iterable[Record], stage: str) -> float | None:
-    """The median norm of the updates that a stage's last rounds admitted; None before its first."""
+    """The median norm of the updates that a stage's last rounds admitted; None before its first, and where it is zero: that measures nothing."""
     rounds = [found for found in records if found["stage"] == stage][-_NORM_ROUNDS:]
     sizes = [line["update_norm"] for found in rounds for line in found["hospitals"] if line["status"] == "admitted"]
     known = [size for size in sizes if size is not None]
-    return median(known) if known else None
+    return (median(known) or None) if known else None
 
 
 def told(entries: Iterable[Record]) -> str:

@@ -70,7 +70,7 @@ class RoundLoop:
         self._observers = list(observers)
         self._roster = Roster()
         task = Task("describe", self._run, 0, "describe", 1, "", self._text, self._plan.digest)
-        self._newcomers = Newcomers(exchange, live, self._roster, task, patience)
+        self._newcomers = Newcomers(exchange, live, self._roster, task, self._plan.data.findings, patience)
         self._model = GlobalModel(store)
         self._doubt = ""
         self._privacy = RunPrivacy(store, noise_seed)
@@ -222,7 +222,7 @@ class RoundLoop:
         """Send the task to the cohort and take in what comes back."""
         federation = self._plan.federation
         names = {self._roster.sites[name]: name for name in cohort}
-        if self._plan.aggregation.scaffold:
+        if self._plan.aggregation.scaffold or not self._plan.transport.up.is_exact:
             broadcast.control_rounds = taken_in(self._store.records(), broadcast.asked.stage)
         asked = self._exchange.ask(
             {number: broadcast.task(name) for number, name in names.items()}, federation.deadline, federation.absence,

@@ -18,7 +18,7 @@ def stage_model(plan: Plan, stage: PretrainStage | FinetuneStage) -> nn.Module:
 
 
 def unmatched(plan: Plan) -> str:
-    """What is wrong with aggregation.keep_local: a pattern that names no tensor of any stage; "" where all name some."""
+    """What is wrong with aggregation.keep_local: a pattern that names no tensor of any stage, or patterns that leave none; else ""."""
     if not plan.aggregation.keep_local:
         return ""
     names = sorted({n for s in plan.stages if not isinstance(s, EvaluateStage) for n in state_of(stage_model(plan, s))})
@@ -26,4 +26,6 @@ def unmatched(plan: Plan) -> str:
         if not any(fnmatchcase(name, pattern) for name in names):
             some = ", ".join(sorted({name.split(".")[0] for name in names}))
             return f"aggregation.keep_local: expected a pattern for names that begin with {some}; found {pattern!r}, which matches none"
+    if all(map(plan.aggregation.is_local, names)):
+        return f"aggregation.keep_local: expected patterns that leave something to share; found {list(plan.aggregation.keep_local)}, which match all"
     return ""

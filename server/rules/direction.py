@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.rules.rank import Matrix, distances_of, inner_products, weiszfeld
+from server.rules.rank import Matrix, inner_products, weiszfeld
 from server.rules.spool import Spool
 
-_SMOOTHING = 1e-6  # smallest distance that Weiszfeld's iteration divides by, of the median distance
+_SMOOTHING = 1e-6  # smallest distance that Weiszfeld's iteration divides by, of the closest majority's radius
 _NOTHING = 1e-12  # length of a mean of directions that is none
 
 
@@ -26,7 +26,7 @@ def cosines(products: Matrix) -> Matrix:
     lengths = np.sqrt(np.diag(products))
     units = lengths[:, None] * lengths[None, :]
     angles = np.divide(products, units, out=np.zeros_like(products), where=units > 0)
-    weights = weiszfeld(distances_of(angles), _SMOOTHING)
+    weights = weiszfeld(angles, _SMOOTHING)
     others = np.where(np.eye(len(weights), dtype=bool), 0.0, weights)  # a row for each update, without itself
     along = (others * angles).sum(axis=1)
     usual = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", others, angles, others), 0.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -48,7 +48,7 @@ class Bounded(Plain):
         size = norm(update)
         if self._bound is None or size <= self._bound:
             return update
-        return {name: tensor * (self._bound / size) for name, tensor in update.items()}
+        return _Scaled(update, dict.fromkeys(update, self._bound / size))
 
 
 class AngleWeighted(Plain):
@@ -67,7 +67,7 @@ class AngleWeighted(Plain):
     def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
         """Add each layer times its cosine, and the cosine to the layer's weights."""
         cosines = {name: _cosine(tensor, tensor + update[name]) for name, tensor in self._state.items()}
-        super().fold(site, {name: update[name] * cosine for name, cosine in cosines.items()}, weight)
+        super().fold(site, _Scaled(update, cosines), weight)
         self._total += weight
         for name, cosine in cosines.items():
             self._shares[name] += round(cosine * weight * 2.0**FRACTION_BITS)
@@ -79,6 +79,22 @@ class AngleWeighted(Plain):
     def _scale(self, name: str) -> float:
         share = self._shares[name] / 2.0**FRACTION_BITS
         return self._total / share if share else 0.0
+
+
+class _Scaled(Mapping[str, Tensor]):
+    """Tensors times a factor each, multiplied when they are asked for, so that no second update is held."""
+
+    def __init__(self, update: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
+        self._update, self._factors = update, factors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._update[name] * self._factors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factors)
+
+    def __len__(self) -> int:
+        return len(self._factors)
 
 
 def _cosine(before: Tensor, after: Tensor) -> float:

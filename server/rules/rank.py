@@ -34,12 +34,12 @@ class Ranked(Held):
             return self.spool.reduce(median)
         if isinstance(rule, TrimmedMean):
             return self.spool.reduce(lambda piece: trimmed_mean(piece, rule.share))
-        distances = squared_distances(self.spool)
+        products = inner_products(self.spool)
         if isinstance(rule, Krum):
-            chosen = krum(distances, rule.attackers, rule.selected)
+            chosen = krum(distances_of(products), rule.attackers, rule.selected)
             weights = np.isin(np.arange(count), chosen) / len(chosen)
         else:
-            weights = weiszfeld(distances, rule.smoothing)
+            weights = weiszfeld(products, rule.smoothing)
         return self.spool.reduce(lambda piece: _weighted_sum(weights, piece))
 
 
@@ -67,11 +67,6 @@ def inner_products(spool: Spool) -> Matrix:
     return products
 
 
-def squared_distances(spool: Spool) -> Matrix:
-    """The squared Euclidean distances of all pairs of updates, [N, N], in float64."""
-    return distances_of(inner_products(spool))
-
-
 def distances_of(products: Matrix) -> Matrix:
     """The squared Euclidean distances of vectors with these inner products, [N, N]."""
     squares = np.diag(products)
@@ -87,21 +82,26 @@ def krum(distances: Matrix, attackers: int, selected: int) -> NDArray[np.intp]:
     return np.asarray(np.argsort(scores, kind="stable")[:selected])
 
 
-def weiszfeld(distances: Matrix, smoothing: float) -> Matrix:
-    """The weights [N], adding up to one, with which updates make their geometric median (Weiszfeld's iteration, from the mean).
+def weiszfeld(products: Matrix, smoothing: float) -> Matrix:
+    """The weights [N], adding up to one, with which vectors make their geometric median (Weiszfeld's iteration).
 
-    Each iterate is a mean of the updates, and its distance to each of them follows from `distances` [N, N], squared, of the pairs:
-    no update is looked at again. `smoothing` is the smallest distance divided by, of the median distance of pairs.
+    products: inner products of all pairs, [N, N]. Each iterate is a mean of the vectors, and its distance to each of them follows from
+    these: no vector is looked at again, and one that is 1e30 times as long as the others costs these no digits, as it would where distances
+    are given. smoothing: the smallest distance divided by, of the radius within which the closest majority lies; fewer than half widen neither
+    that nor the start, which is the mean of that majority.
     """
-    count = len(distances)
-    weights = np.full(count, 1 / count)
-    floor = smoothing * float(np.median(np.sqrt(distances[np.triu_indices(count, 1)]))) if count > 1 else 0.0
-    if floor == 0.0:  # at least half of the pairs are alike: whoever has most twins is the median
-        twins = (distances == 0.0).sum(axis=1)
-        return np.asarray((twins == twins.max()) / (twins == twins.max()).sum())
+    distances = np.sqrt(distances_of(products))
+    radii = np.sort(distances, axis=1)[:, len(distances) // 2]
+    centre = int(np.argmin(radii))
+    floor = smoothing * float(radii[centre])
+    if floor == 0.0:  # more than half are alike: they are the median
+        twins = distances[centre] == 0.0
+        return np.asarray(twins / twins.sum())
+    near = distances[centre] <= radii[centre]
+    weights: Matrix = near / near.sum()
     for _ in range(_MOST_ITERATIONS):
-        spread = distances @ weights
-        to_each = np.sqrt(np.maximum(spread - weights @ spread / 2, 0.0))
+        along = products @ weights
+        to_each = np.sqrt(np.maximum(np.diag(products) - 2 * along + weights @ along, 0.0))
         closer = 1 / np.maximum(to_each, floor)
         closer /= closer.sum()
         moved, weights = float(np.abs(closer - weights).sum()), closer

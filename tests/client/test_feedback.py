@@ -21,9 +21,11 @@ def update(number: int) -> State:
     return {"w": torch.randn(6, 40, generator=torch.Generator().manual_seed(number))}
 
 
-def leaves(private: Path, number: int, packing: Packing) -> bytes:
-    task = Task("pretrain", "run", number, "mae", number, "mae", "text", "digest")
-    return Residual(private, task).encode(update(number), packing)
+def leaves(private: Path, number: int, packing: Packing, taken_in: int | None = None, factor: float = 1.0) -> bytes:
+    """The bytes of a round; taken_in: the round whose update the server took in last, the one before if None."""
+    before = number - 1 if taken_in is None else taken_in
+    task = Task("pretrain", "run", number, "mae", number, "mae", "text", "digest", control_round=before)
+    return Residual(private, task).encode({"w": factor * update(number)["w"]}, packing)
 
 
 def total(states: list[State]) -> torch.Tensor:
@@ -44,6 +46,22 @@ def test_a_round_that_is_repeated_sends_the_same_bytes(tmp_path: Path, packing: 
     sent = [leaves(tmp_path, number, packing) for number in (1, 2, 3, 3, 2)]
     assert sent[2] == sent[3]
     assert sent[2] != leaves(tmp_path / "another", 3, packing), "what is owed is part of it"
+
+
+@pytest.mark.parametrize("packing", COARSE, ids=str)
+def test_updates_that_the_server_did_not_take_in_leave_no_debt_and_pay_none(tmp_path: Path, packing: Packing) -> None:
+    for number in (1, 2):
+        assert leaves(tmp_path / "a", number, packing) == leaves(tmp_path / "b", number, packing)
+    for number in (3, 4, 5):  # far too long, and rejected by the server each time
+        leaves(tmp_path / "a", number, packing, taken_in=2, factor=1000.0)
+    assert leaves(tmp_path / "a", 6, packing, taken_in=2) == leaves(tmp_path / "b", 6, packing, taken_in=2)
+    assert leaves(tmp_path / "a", 7, packing) == leaves(tmp_path / "b", 7, packing)
+    assert len(list((tmp_path / "a").rglob("*.safetensors"))) == 2
+
+
+def test_who_was_never_taken_in_owes_nothing(tmp_path: Path) -> None:
+    leaves(tmp_path, 1, COARSE[0])
+    assert leaves(tmp_path, 2, COARSE[0], taken_in=0) == leaves(tmp_path / "new", 2, COARSE[0], taken_in=0)
 
 
 def test_an_exact_packing_owes_nothing_and_keeps_no_file(tmp_path: Path) -> None:

@@ -64,6 +64,33 @@ def test_what_is_no_reply_of_this_protocol_is_refused_by_code() -> None:
     assert wire_code(config(extra=1)) == Code.MALFORMED
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": float("nan")},
+        {"loss": float("-inf")},
+        {"loss": 1e31},
+        {"steps": 10**31},
+        {"seconds": -float("inf")},
+        {"evaluation": {"mean_auroc": float("nan")}},
+        {"description": {"pictures": {"train": [[float("inf")]]}}},
+        {"metrics": {"validation_loss": "low"}},
+        {"metrics": {"validation_loss": [0.5]}},
+        {"metrics": {"validation_loss": True}},
+        {"metrics": {"../../another": 0.5}},
+        {"stage": "x" * (1 << 20)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_header_with_a_number_or_a_metric_that_no_hospital_has_is_refused(changes: dict[str, object]) -> None:
+    assert wire_code(config(**changes)) == Code.MALFORMED
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"x"', "null", "[" * 100_000, "1" * 5000, '{"loss": 1e999}', "{'a': 1}"])
+def test_a_header_that_is_no_object_or_too_deep_to_be_read_is_refused(text: str) -> None:
+    assert wire_code(RecordDict({"cxrbase": ConfigRecord({"protocol": PROTOCOL, "header": text})})) == Code.MALFORMED
+
+
 def test_flowers_own_error_text_is_never_read() -> None:
     failed = Message(Error(code=0, reason="/archive/DOE^JANE.dcm"), reply_to=sent(TASK))
     with pytest.raises(WireError) as caught:

@@ -73,11 +73,12 @@ def hospital(name: str, shift: float, examples: int, change: Change = lambda tas
                 ),
                 message,
             )
-        transport = plan_from_text(task.plan_text).transport
+        its_plan = plan_from_text(task.plan_text)
+        transport = its_plan.transport
         state = decode(task.state, transport.down(task.kind), 10**6)
         assert digest(state) == task.state_digest
         if task.kind == "evaluate":
-            reply = replace(reply, examples=examples, evaluation={"mean_auroc": None})
+            reply = replace(reply, examples=examples, evaluation=evaluation(its_plan))
         else:
             update = encode({key: torch.full_like(tensor, shift) for key, tensor in state.items()}, transport.up)
             reply = replace(reply, examples=examples, steps=1, loss=shift, update=update)
@@ -85,6 +86,12 @@ def hospital(name: str, shift: float, examples: int, change: Change = lambda tas
         return reply_to_message(changed, message) if changed is not None else None
 
     return node
+
+
+def evaluation(the_plan: Plan) -> dict[str, Any]:
+    """What a hospital of too few patients has to say."""
+    cell = {"auroc": None, "positives": "<5", "negatives": ">=5"}
+    return {"examples": 10, "patients": 10, "mean_auroc": None, "findings": dict.fromkeys(the_plan.data.findings, cell)}
 
 
 def in_training(change: Change) -> Change:

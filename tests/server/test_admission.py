@@ -12,8 +12,17 @@ from cxrbase_model.codec import encode, pack
 from cxrbase_model.messages import Code, Reply, Task
 from cxrbase_model.plan import PretrainStage
 from cxrbase_model.state import State
-from cxrbase_model.transport import Packing
-from server.admission import MOST_EXAMPLES, Rejected, admit_update, check_reply, claimable, unlike
+from cxrbase_model.transport import EXACT, Packing
+from server.admission import (
+    MOST_EXAMPLES,
+    Rejected,
+    admit_description,
+    admit_evaluation,
+    admit_update,
+    check_reply,
+    claimable,
+    unlike,
+)
 
 TASK = Task("pretrain", "run", 3, "mae", 3, "mae", "{}", "d" * 64, "e" * 64)
 REFERENCE: State = {"encoder.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
@@ -105,6 +114,8 @@ def test_an_update_that_does_not_fit_is_rejected(changes: dict[str, Any], code: 
         ({"outlying": 1.9}, None),
         ({"most_examples": 9}, Code.CLAIM),
         ({"most_examples": 10}, None),
+        ({"is_local": lambda name: name == "head.bias"}, Code.LOCAL),
+        ({"is_local": lambda name: name.startswith("decoder")}, None),
     ],
 )
 def test_an_update_is_held_against_earlier_ones_and_against_what_its_hospital_described(
@@ -130,6 +141,13 @@ def test_updates_are_held_against_the_median_norm_of_their_round(
     norms: list[float], longest: float | None, shortest: float | None, left_out: dict[str, Code]
 ) -> None:
     assert unlike(dict(zip("abcde", norms, strict=False)), longest, shortest) == left_out
+
+
+@pytest.mark.parametrize("packing", [EXACT, Packing("int8", "zstd"), Packing("topk", "zstd", 0.5)], ids=str)
+def test_zeros_for_what_stays_in_the_hospital_are_admitted_whatever_the_packing(packing: Packing) -> None:
+    still = {**UPDATE, "head.bias": torch.zeros(2)}
+    reply = replace(REPLY, update=encode(still, packing))
+    assert admit_update(reply, REFERENCE, None, packing, is_local=lambda name: name == "head.bias").norm > 0
 
 
 def test_an_update_of_another_packing_than_the_plans_is_malformed() -> None:
@@ -164,3 +182,66 @@ def test_a_claim_is_bounded_by_the_described_pictures_at_their_most(described: d
 def test_an_update_above_the_bound_is_rejected_and_without_a_bound_admitted() -> None:
     assert admitted(max_norm=1.8) == Code.NORM
     assert admitted(max_norm=None) is None
+
+
+CELL = {"auroc": {"value": 0.7, "low": 0.6, "high": 0.8}, "positives": 40, "negatives": ">=5"}
+CELL |= dict.fromkeys(("average_precision", "brier", "calibration_error", "prevalence"), 0.25)
+EVALUATION = {"examples": 90, "patients": 80, "mean_auroc": CELL["auroc"], "findings": {"Nodule": CELL}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"findings": {}},
+        {"findings": {"Nodule": 3}},
+        {"findings": {"Nodule": CELL, "<script>": CELL}},
+        {"findings": {"Nodule": CELL | {"auroc": {"value": 1.7, "low": 0.6, "high": 0.8}}}},
+        {"findings": {"Nodule": CELL | {"brier": "0.1"}}},
+        {"findings": {"Nodule": CELL | {"positives": -1}}},
+        {"mean_auroc": {"value": 0.7}},
+        {"mean_auroc": [0.7]},
+        {"patients": None},
+        {"more": 1},
+    ],
+)
+def test_an_evaluation_of_anything_but_the_plans_findings_is_malformed(changes: dict[str, Any]) -> None:
+    reply = replace(REPLY, kind="evaluate", evaluation=EVALUATION)
+    assert admit_evaluation(reply, ["Nodule"]) == EVALUATION
+    with pytest.raises(Rejected, match="MALFORMED"):
+        admit_evaluation(replace(reply, evaluation=EVALUATION | changes), ["Nodule"])
+    for nothing in (None, {}):
+        with pytest.raises(Rejected, match="MALFORMED"):
+            admit_evaluation(replace(reply, evaluation=nothing), ["Nodule"])
+    with pytest.raises(Rejected, match="EXAMPLES"):
+        admit_evaluation(replace(reply, examples=-3), ["Nodule"])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"kinds": 5},
+        {"kinds": "pretrain"},
+        {"kinds": [["pretrain"]]},
+        {"kinds": ["pretrain", "rm"]},
+        {"pictures": [1]},
+        {"pictures": {"train": -7}},
+        {"pictures": {"train": "<99999"}},
+        {"pictures": {"elsewhere": 7}},
+        {"patients": 1.5},
+        {"findings": {"Fracture": {"positive": 1, "negative": 1, "unknown": 1}}},
+        {"findings": {"Nodule": {"positive": 1}}},
+        {"exclusions": {"a/path": 1}},
+        {"exclusions": {"D" * 33: 1}},
+        {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_description_that_is_none_keeps_its_hospital_out(told: dict[str, Any]) -> None:
+    with pytest.raises(Rejected, match="MALFORMED"):
+        admit_description(replace(REPLY, kind="describe", description=told), ["Nodule"])
+
+
+def test_what_a_description_does_not_tell_counts_as_nothing() -> None:
+    told = admit_description(replace(REPLY, description={"kinds": ["pretrain"], "pictures": {"train": "<5"}}), [])
+    assert told == {
+        "kinds": ["pretrain"], "pictures": {"train": "<5"}, "patients": 0, "findings": {}, "exclusions": {}, "image_size": 0,
+    }  # fmt: skip

@@ -15,7 +15,7 @@ from cxrbase_model.messages import Code, Reply, Task, reply_to_message, task_fro
 from cxrbase_model.plan import Plan
 from server.exchange import Exchange, Stopped
 from server.live import Live
-from server.report import hospitals
+from server.report import hospitals, write_report
 from server.rounds import RoundLoop, RunFailed
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
@@ -72,6 +72,9 @@ def spoiled(**tensors: torch.Tensor) -> Change:
         (in_training(lambda t, r: replace(r, examples=0)), "rejected", Code.EXAMPLES),
         (in_training(lambda t, r: replace(r, code=Code.POLICY, update=b"")), "refused", Code.POLICY),
         (in_training(lambda t, r: None), "silent", Code.NO_REPLY),
+        (in_training(lambda t, r: replace(r, loss=float("nan"))), "rejected", Code.MALFORMED),
+        (in_training(lambda t, r: replace(r, metrics={"validation_loss": float("inf")})), "rejected", Code.MALFORMED),
+        (in_training(lambda t, r: replace(r, evaluation={"": float("nan")})), "rejected", Code.MALFORMED),
         (spoiled(extra=torch.zeros(1)), "rejected", Code.NAMES),
         (in_training(lambda t, r: replace(r, update=_with_nan(r.update))), "rejected", Code.NOT_FINITE),
         (in_training(lambda t, r: replace(r, update=_reshaped(r.update))), "rejected", Code.SHAPES),
@@ -91,6 +94,22 @@ def test_a_bad_reply_is_left_out_with_its_reason_and_the_round_goes_on(
     }
     assert record["rejected"] == [{"site": "bad", "code": code}]
     assert shift_of(store) == pytest.approx(2 * 0.75, abs=1e-5)
+
+
+def test_who_evaluates_something_else_or_describes_itself_as_nothing_known_ends_no_run(tmp_path: Path) -> None:
+    def evaluates(task: Task, reply: Reply) -> Reply:
+        return replace(reply, evaluation={"mean_auroc": "high"}) if task.kind == "evaluate" else reply
+
+    def describes(message: Message) -> Message:
+        task = task_from_message(message)
+        reply = Reply("d", task.kind, task.round, task.stage, task.plan_digest, description={"kinds": 5})
+        return reply_to_message(reply, message)
+
+    nodes = [hospital("a", 1.0, 10), hospital("b", 1.0, 10), hospital("c", 1.0, 10, evaluates), describes]
+    store = run(tmp_path, nodes)
+    assert store.records()[0]["rejected"] == [{"site": "d", "code": "MALFORMED"}]
+    assert store.records()[-1]["rejected"] == [{"site": "c", "code": "MALFORMED"}]
+    assert write_report(tmp_path)["evaluations"]["detect"].keys() == {"a", "b"}
 
 
 def _with_nan(update: bytes) -> bytes:

@@ -150,6 +150,22 @@ def test_all_start_from_the_same_coarse_weights_and_small_steps_still_add_up(tmp
     assert store.records()[1]["bytes_sent"] < 0.5 * exact["bytes_sent"]
 
 
+@pytest.mark.parametrize(("update", "expected"), [("int8", [0, 1, 1, 3]), ("float32", [0, 0, 0, 0])])
+def test_a_task_whose_update_is_rounded_says_which_was_taken_in_last(
+    tmp_path: Path, update: str, expected: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def look(task: Task, reply: Reply) -> Reply:
+        seen.append(task.control_round)
+        return replace(reply, examples=0) if task.round == 2 else reply
+
+    four = replace(short_plan(), stages=(replace(short_plan().stages[0], rounds=4),))
+    transport = {"broadcast": "float32", "update": update, "compress": "none"}
+    run(tmp_path, [*three(), hospital("late", 0.1, 10, look)], planned(four, transport=transport))
+    assert seen == expected
+
+
 def test_an_evaluation_is_of_the_very_weights_that_are_kept(tmp_path: Path) -> None:
     weights: list[State] = []
 
@@ -172,7 +188,37 @@ def test_a_quorum_too_small_for_the_rule_is_refused() -> None:
         planned(plan(quorum=3), aggregation={"rule": {"kind": "krum", "attackers": 2}})
 
 
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+def test_a_rule_that_judges_single_numbers_is_refused_where_most_are_not_sent(rule: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"transport.update: expected all numbers for aggregation.rule {rule}, .* found topk"
+    ):
+        planned(plan(quorum=3), aggregation={"rule": {"kind": rule}}, transport={"update": "topk"})
+    for whole in ("geometric-median", "bounded-mean"):
+        planned(plan(quorum=3), aggregation={"rule": {"kind": whole}}, transport={"update": "topk"})
+
+
 def test_the_plans_of_before_mean_the_exact_mean_and_travel_whole() -> None:
     assert plan().aggregation == Aggregation()
     whole = planned(plan(quorum=3), aggregation=ADAM | {"rule": {"kind": "trimmed-mean", "share": 0.1}})
     assert plan_from_text(plan_to_text(whole)) == whole
+
+
+def test_rounds_in_which_nothing_moved_do_not_make_outliers_of_all_that_follow(tmp_path: Path) -> None:
+    def later(task: Task, reply: Reply) -> Reply:
+        if task.round > 1:
+            return reply
+        return replace(reply, update=pack({name: 0 * each for name, each in unpack(reply.update).items()}))
+
+    store = run(tmp_path, [hospital(name, 0.1, 10, later) for name in "abc"], short_plan(outlier=10.0))
+    assert [record["rejected"] for record in store.records()] == [[]] * 4
+
+
+def test_who_changes_what_each_hospital_keeps_for_itself_is_left_out(tmp_path: Path) -> None:
+    def keeps(task: Task, reply: Reply) -> Reply:
+        update = unpack(reply.update) if reply.update else {}
+        return replace(reply, update=pack({n: 0 * t if "norm" in n else t for n, t in update.items()}))
+
+    own = planned(short_plan(), aggregation={"keep_local": ["*norm*"]})
+    nodes = [hospital("a", 0.1, 10, keeps), hospital("b", 0.1, 10, keeps), hospital("c", 0.1, 10)]
+    assert run(tmp_path, nodes, own).records()[1]["rejected"] == [{"site": "c", "code": "LOCAL"}]

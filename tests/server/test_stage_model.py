@@ -15,3 +15,9 @@ def test_a_pattern_of_own_tensors_that_names_none_is_told() -> None:
     assert unmatched(plan) == unmatched(right) == ""
     assert "decoder_embed" in unmatched(wrong)
     assert "'decoder.*', which matches none" in unmatched(wrong)
+
+
+def test_patterns_that_leave_nothing_to_share_are_told() -> None:
+    plan = tiny_plan()
+    nothing = replace(plan, aggregation=replace(plan.aggregation, keep_local=("*norm*", "*")))
+    assert unmatched(nothing).endswith("found ['*norm*', '*'], which match all")

@@ -36,6 +36,11 @@ def distances(points: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(squares.sum(axis=2), np.float64)
 
 
+def inner(points: NDArray[np.floating]) -> NDArray[np.float64]:
+    wide = points.astype(np.float64)
+    return np.asarray(wide @ wide.T)
+
+
 @pytest.mark.parametrize("count", [3, 4, 7, 8])
 def test_the_median_is_flowers(count: int, tmp_path: Path) -> None:
     updates = rows(count)
@@ -76,15 +81,15 @@ def test_krum_by_hand_leaves_the_far_one_and_the_edge_out() -> None:
 
 
 def test_the_geometric_median_of_a_line_is_the_point_in_the_middle() -> None:
-    weights = weiszfeld(distances(np.array([[0.0], [1.0], [10.0]])), 1e-6)
+    weights = weiszfeld(inner(np.array([[0.0], [1.0], [10.0]])), 1e-6)
     np.testing.assert_allclose(weights, [0, 1, 0], atol=1e-4)
 
 
 def test_the_geometric_median_of_a_square_is_its_centre_and_of_a_triangle_its_fermat_point() -> None:
     square = np.array([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 2.0]])
-    np.testing.assert_allclose(weiszfeld(distances(square), 1e-6) @ square, [1.0, 1.0], atol=1e-9)
+    np.testing.assert_allclose(weiszfeld(inner(square), 1e-6) @ square, [1.0, 1.0], atol=1e-9)
     triangle = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    np.testing.assert_allclose(weiszfeld(distances(triangle), 1e-6) @ triangle, [0.0, 1 / np.sqrt(3)], atol=1e-6)
+    np.testing.assert_allclose(weiszfeld(inner(triangle), 1e-6) @ triangle, [0.0, 1 / np.sqrt(3)], atol=1e-6)
 
 
 def test_no_small_step_away_from_the_geometric_median_comes_closer_to_all(tmp_path: Path) -> None:
@@ -100,9 +105,30 @@ def test_no_small_step_away_from_the_geometric_median_comes_closer_to_all(tmp_pa
 
 def test_the_geometric_median_follows_the_majority_that_is_of_one_mind() -> None:
     points = np.array([[1.0], [1.0], [1.0], [1.0], [7.0], [-3.0]])
-    np.testing.assert_allclose(weiszfeld(distances(points), 1e-6) @ points, [1.0], atol=1e-5)
+    np.testing.assert_allclose(weiszfeld(inner(points), 1e-6) @ points, [1.0], atol=1e-5)
     np.testing.assert_allclose(weiszfeld(np.zeros((3, 3)), 1e-6), [1 / 3] * 3)
     np.testing.assert_allclose(weiszfeld(np.zeros((1, 1)), 1e-6), [1.0])
+
+
+@pytest.mark.parametrize("length", [1e3, 1e8, 1e20, 1e36])
+@pytest.mark.parametrize(("count", "attackers"), [(4, 1), (5, 2), (8, 1), (8, 3)])
+def test_however_long_the_updates_of_a_minority_are_the_geometric_median_is_the_exact_one(
+    count: int, attackers: int, length: float, tmp_path: Path
+) -> None:
+    updates = rows(count, seed=count) + 1
+    updates[-attackers:] *= np.float32(length) / np.linalg.norm(updates[-attackers:], axis=1, keepdims=True)
+    wide, centre = updates.astype(np.longdouble), updates[:-attackers].mean(axis=0).astype(np.longdouble)
+    for _ in range(1000):  # Weiszfeld's iteration on the updates themselves
+        closeness = 1 / np.sqrt(np.square(wide - centre).sum(axis=1))
+        centre = closeness @ wide / closeness.sum()
+    np.testing.assert_allclose(result(GeometricMedian(), updates, tmp_path), centre.astype(float), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [Median(), TrimmedMean(share=0.3), Krum(attackers=1, selected=3), GeometricMedian()])
+def test_one_hospital_of_the_largest_numbers_there_are_moves_no_robust_rule_far(rule: RankRule, tmp_path: Path) -> None:
+    updates = rows(6)
+    updates[2] = 3e38
+    assert float(np.abs(result(rule, updates, tmp_path)).max()) <= float(np.abs(np.delete(updates, 2, axis=0)).max())
 
 
 @pytest.mark.parametrize("rule", [Median(), TrimmedMean(), Krum(), Krum(selected=3), GeometricMedian()])

@@ -55,7 +55,7 @@ class MicroBatches:
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on the device; from pinned memory, so that the processor need not wait for the copy."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type != "cpu" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 

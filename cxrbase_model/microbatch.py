@@ -60,6 +60,9 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+_SCARCE = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On the CPU torch says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """On the CPU torch says so in words only, and so do the libraries of a GPU that want memory beside torch's."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _SCARCE)

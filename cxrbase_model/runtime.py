@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ class Runtime:
 
     precision: float32, or bf16 for autocast to bfloat16. micro_batch: pictures that go through the model at once, all of a batch
     where None; an out-of-memory halves it. compile: by torch.compile, which pays on a GPU after a minute. recompute: trade a
-    third more work for most of the activations' memory. deterministic: the same bits each time on the same GPU, a little slower
-    (cuBLAS wants CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment); a CPU gives the same bits anyway.
+    third more work for most of the activations' memory. deterministic: the same bits each time on the same GPU, a little slower;
+    a CPU gives the same bits anyway.
     """
 
     device: torch.device
@@ -54,8 +55,13 @@ class Runtime:
 
     @contextlib.contextmanager
     def determinism(self) -> Iterator[None]:
-        """Deterministic algorithms where they are asked for, and as before afterwards."""
+        """Deterministic algorithms where they are asked for, and as before afterwards.
+
+        cuBLAS repeats its sums only with a fixed workspace, and torch refuses to multiply matrices without it.
+        """
         before = torch.are_deterministic_algorithms_enabled()
+        if self.deterministic and self.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic or before)
         try:
             yield

@@ -100,6 +100,37 @@ def test_a_number_below_one_is_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "gpus", "line"),
+    [
+        (["--device", "gpu"], 0, "--device: expected cpu, cuda or cuda:N, found 'gpu'"),
+        (["--device", ""], 0, "--device: expected cpu, cuda or cuda:N, found ''"),
+        (
+            ["--device", "cuda"],
+            0,
+            "--device: expected cpu, or one of the GPUs that torch finds, which are 0; found cuda",
+        ),
+        (["--device", "cuda:2"], 2, "which are 2; found cuda:2"),
+        (["--device", "cuda", "--devices", "3"], 2, "--devices: expected at most 2 with --device cuda, found 3"),
+        (["--device", "cuda:1", "--devices", "2"], 2, "--devices: expected at most 1 with --device cuda:1, found 2"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(
+    plan_file: Path, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    options: list[str], gpus: int, line: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert train(plan_file, arrays, tmp_path / "out", *options) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(
+    plan_file: Path, arrays: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(plan_file, arrays, plan_file) == 2
+    assert "--out: expected a folder, found the file" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_ends_in_the_same_weights(
     plan_file: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

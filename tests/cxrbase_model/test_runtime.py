@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -78,6 +79,17 @@ def test_deterministic_algorithms_are_used_during_training_alone(small_plan: Pla
     pretrain(model, stream(), stage, Progress(0, 2), 1, replace(CPU, deterministic=True))
     assert seen == [True, True]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("own", [None, ":16:8"])
+def test_what_cublas_wants_for_determinism_is_set_unless_it_is_there(
+    own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", own or "")
+    if own is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with Runtime(torch.device("cuda"), deterministic=True).determinism():
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (own or ":4096:8")
 
 
 class Waits(TorchDispatchMode):

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cxrbase_model.ahead import read_ahead
 from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import Classifier
 from cxrbase_model.codec import pack, unpack
@@ -122,7 +123,10 @@ def _fit(
     else:
         mechanism = _mechanism(plan, protection.privacy, stage, arrays)
         steps, chosen = mechanism.steps, protection.batches(rows, arrays.patients[rows], mechanism)
-    batches, progress = (arrays.batch(part) for part in chosen), Progress(0, steps)
+    readers = (
+        runtime.readers if protection is None else 0
+    )  # who is in a step is drawn from the noise's source, in its turn
+    batches, progress = read_ahead(arrays.batch, chosen, readers), Progress(0, steps)
     if isinstance(stage, FinetuneStage) and isinstance(model, Classifier):
         labels = arrays.labels[rows]
         chances = None if stage.balance == "none" else finding_chances(labels)

@@ -15,6 +15,8 @@ from torch import nn
 from cxrbase_model.attention import CrossAttention
 from cxrbase_model.vit import Encoder
 
+_READERS = 8
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -32,6 +34,11 @@ class Runtime:
     compile: bool = False
     recompute: bool = False
     deterministic: bool = False
+
+    @property
+    def readers(self) -> int:
+        """Threads that read batches ahead: a GPU is not to wait for the disk. On a processor they would take the training's own time."""
+        return min(_READERS, os.cpu_count() or 1) if self.device.type == "cuda" else 0
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context of a forward pass."""

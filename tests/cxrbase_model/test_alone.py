@@ -78,6 +78,20 @@ def test_every_stage_is_trained_once_and_evaluated(
     assert again[3:] == lines[3:]
 
 
+def test_stages_of_another_plan_are_not_taken_for_this_ones(
+    plan: Plan, plan_file: Path, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = replace(plan, stages=plan.stages[:1])
+    plan_file.write_text(yaml.safe_dump(to_mapping(first)))
+    assert train(plan_file, arrays, tmp_path / "out") == 0
+    plan_file.write_text(yaml.safe_dump(to_mapping(replace(first, seed=4))))
+    assert train(plan_file, arrays, tmp_path / "out") == 2
+    assert "mae.safetensors: was trained by another plan" in capsys.readouterr().err
+    plan_file.write_text(yaml.safe_dump(to_mapping(replace(plan, stages=(plan.stages[0], plan.stages[2])))))
+    assert train(plan_file, arrays, tmp_path / "out") == 0
+    assert capsys.readouterr().out.startswith("mae: finished before\nprobe: "), "a stage more is no other plan"
+
+
 def test_two_processes_end_where_one_does(
     plan: Plan, plan_file: Path, arrays: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

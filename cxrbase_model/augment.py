@@ -44,7 +44,9 @@ def draw_augmentation(
 
 
 def augment(images_BHW: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-    """uint8 pictures [B, H, W] to augmented, normalised float32 [B, H, W]; `draws` are on the same device."""
+    """uint8 pictures [B, H, W] to augmented, normalised float32 [B, H, W]; `draws` are on the same device. ValueError for other types."""
+    if images_BHW.dtype != torch.uint8:
+        raise ValueError(f"pictures: expected uint8 from 0 to 255, found {images_BHW.dtype}")
     images = images_BHW.float() / 255
     images = _warp(images, draws["affine"])
     images = _intensity(images, draws)

@@ -35,6 +35,12 @@ class Runtime:
     recompute: bool = False
     deterministic: bool = False
 
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bf16"):
+            raise ValueError(f"precision: expected float32 or bf16, found {self.precision!r}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: expected at least 1 picture or None, found {self.micro_batch}")
+
     @property
     def readers(self) -> int:
         """Threads that read batches ahead: a GPU is not to wait for the disk. On a processor they would take the training's own time."""

@@ -92,6 +92,18 @@ def test_what_cublas_wants_for_determinism_is_set_unless_it_is_there(
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (own or ":4096:8")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"precision": "fp16"}, "precision: expected float32 or bf16, found 'fp16'"),
+        ({"micro_batch": 0}, "micro_batch: expected at least 1 picture or None, found 0"),
+    ],
+)
+def test_a_runtime_that_there_is_not_is_named(wrong: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        replace(CPU, **wrong)
+
+
 class Waits(TorchDispatchMode):
     """Counts how often a number is taken out of a tensor, for which the processor waits on a GPU: item(), bool(), float()."""
 

@@ -4,6 +4,7 @@ What it takes from Flower beyond its public names, and why:
 - `flwr.superlink.main.create_app` is wrapped, because the SuperLink serves its Control, Runtime and Fleet APIs at one port, the first
   two without any proof of who asks, and has no switch for it.
 - `uvicorn.config.create_ssl_context` is wrapped, so that a renewed certificate is taken without a restart.
+- `flwr.supercore.sql_mixin.SQLITE_PRAGMAS` is wrapped, because requests that find the database busy fail after five seconds.
 - `uvicorn.run` is wrapped, because it hangs up five seconds after it has written an answer, whether or not a slow line has taken it by then.
 """
 
@@ -27,7 +28,7 @@ from cxrbase_model.processes import end_with_parent
 from cxrbase_model.settings import SettingsError
 from server.authority import Authority
 from server.consortium import Consortium, read_consortium
-from server.database import lay_out
+from server.database import lay_out, patient
 from server.enrolment import enrolled
 from server.gate import Gate
 from server.home import Home
@@ -46,6 +47,7 @@ def main() -> None:
     server = importlib.import_module("uvicorn.config")
     _wrap(flower, "create_app", lambda made: _gated(made, lambda: _now(file, consortium)))
     _wrap(server, "create_ssl_context", lambda made: _renewing(made, Authority(consortium.home)))
+    _wrap(importlib.import_module("flwr.supercore.sql_mixin"), "SQLITE_PRAGMAS", patient)
     _wrap(importlib.import_module("uvicorn"), "run", lambda made: partial(made, timeout_keep_alive=_TO_TAKE))
     program = importlib.import_module("flwr.superlink.cli.flower_superlink")
     sys.argv = ["flower-superlink", *arguments(consortium)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from scipy import stats
 
 from cxrbase_model.plan import EvaluateStage, Plan, read_plan
 from cxrbase_model.settings import SettingsError, knob, load_yaml, read
@@ -96,12 +98,15 @@ def _value(cell: Any) -> float:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: each packing's bytes and AUROC, and its difference to the first packing of the same seed."""
+    """Markdown: each packing's bytes and AUROC, and its difference to the first packing of the same seed,
+
+    with a 95 % interval of the mean difference over seeds.
+    """
     first = outcomes[0].packing
     names = list(dict.fromkeys(outcome.packing for outcome in outcomes))
     base = {outcome.seed: outcome for outcome in outcomes if outcome.packing == first}
     lines = ["| packing | bytes down | bytes up | evaluations down | model | AUROC by seed | mean | less "
-             f"`{first}`, by seed | mean |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             f"`{first}`, by seed | mean (95 %) |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in names:
         found = sorted((each for each in outcomes if each.packing == name), key=lambda each: each.seed)
         down, up, evaluation = (
@@ -112,9 +117,17 @@ def table(outcomes: Sequence[Outcome]) -> str:
             apart = [each.auroc[stage] - base[each.seed].auroc[stage] for each in found]
             lines.append(
                 f"| {name} | {down:.3f} | {up:.3f} | {evaluation:.3f} | {stage} | {_row(values)} | {statistics.mean(values):.4f} "
-                f"| {_row(apart, sign='+')} | {statistics.mean(apart):+.4f} |"
+                f"| {_row(apart, sign='+')} | {statistics.mean(apart):+.4f}{_interval(apart)} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _interval(apart: Sequence[float]) -> str:
+    """Student's interval of the mean over seeds, nothing where there is but one or none differs."""
+    if len(apart) < 2 or not any(apart):
+        return ""
+    half = stats.t.ppf(0.975, len(apart) - 1) * statistics.stdev(apart) / math.sqrt(len(apart))
+    return f" ({statistics.mean(apart) - half:+.4f} to {statistics.mean(apart) + half:+.4f})"
 
 
 def _row(values: Sequence[float], sign: str = "") -> str:

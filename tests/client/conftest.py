@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from client.archive.cache import Shard, append_pictures, checksum, shard_name, write_cache
 from client.site import Site, read_site
@@ -66,13 +67,14 @@ def site(tmp_path: Path, plan: Plan) -> Site:
     labels = rng.integers(0, 2, (rows, 3)).astype(np.float32)
     labels[rng.random((rows, 3)) < 0.2] = np.nan
     labels[patients % 10 == 0] = np.nan  # three patients without any label
-    table = {
+    table: dict[str, NDArray[Any]] = {
         "labels": labels,
         "patient": np.repeat(patients.astype(np.uint8)[:, None], 16, axis=1),
         "split": np.digitize(patients, [18, 23]).astype(np.uint8),
         "shard": np.zeros(rows, np.uint32),
         "slot": np.arange(rows, dtype=np.uint32),
-    } | {name: np.ones(rows, np.uint8) for name in ("sex", "age_band", "view", "scanner")}
+        **{name: np.ones(rows, np.uint8) for name in ("sex", "age_band", "view", "scanner")},
+    }
     shards = [Shard(shard_name(1), rows, checksum(cache / shard_name(1), rows * SIDE * SIDE))]
     write_cache(cache, plan.data, (SIDE, SIDE), shards, table, {"LATERAL": 2, "NOT_CHEST": 7})
     settings = {

@@ -38,9 +38,9 @@ def promised(plan: Plan, **privacy: Any) -> Plan:
     return replace(plan, stages=tuple(stages), privacy=Privacy(**privacy))
 
 
-def site_in(private: Path, **policy: object) -> Site:
+def site_in(private: Path, **policy: Any) -> Site:
     """A hospital without anything but a private folder and a policy."""
-    settings = Policy(plans="any", **policy)  # type: ignore[arg-type]  # the tests name what a policy has
+    settings = Policy(plans="any", **policy)
     return Site(schema=1, site="riverside", archive=DicomArchive(path=private), private=private, policy=settings)
 
 

@@ -21,7 +21,7 @@ def renyi_epsilon(history: History, delta: float) -> float:
 
     def bound(order: float) -> float:
         total = sum(steps * _renyi(noise, rate, order) for noise, rate, steps in history)
-        return total + np.log1p(-1 / order) - (np.log(delta) + np.log(order)) / (order - 1)
+        return float(total + np.log1p(-1 / order) - (np.log(delta) + np.log(order)) / (order - 1))
 
     return float(minimize_scalar(bound, bounds=(1.05, 200.0), method="bounded", options={"xatol": 1e-4}).fun)
 
@@ -47,7 +47,7 @@ def loss_epsilon(history: History, delta: float, step: float = 4e-5, size: int =
 
 
 def _one_side(history: History, delta: float, step: float, size: int, removed: bool) -> float:
-    losses = (np.arange(size) - size // 2) * step
+    losses = np.asarray((np.arange(size) - size // 2) * step, np.float64)
     spectrum, infinite = np.ones(size // 2 + 1, complex), 0.0
     for noise, rate, steps in history:
         below = _below(losses, noise, rate, removed)
@@ -68,6 +68,8 @@ def _below(losses: NDArray[np.float64], noise: float, rate: float, removed: bool
     wanted = losses if removed else -losses
     with np.errstate(divide="ignore", invalid="ignore"):
         x = noise**2 * np.log(np.maximum(np.expm1(wanted) + rate, 0.0) / rate) + 0.5
-    if removed:
-        return (1 - rate) * ndtr(x / noise) + rate * ndtr((x - 1) / noise)
-    return 1 - ndtr(x / noise)
+    below: NDArray[np.float64] = ndtr(x / noise)
+    if not removed:
+        return 1 - below
+    with_rate: NDArray[np.float64] = ndtr((x - 1) / noise)
+    return (1 - rate) * below + rate * with_rate

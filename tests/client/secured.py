@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Consortium:
         assert not reply.update
         return reply.code is Code.SECURE
 
-    def share(self, names: Iterable[str] = ()) -> None:
+    def share(self, names: Collection[str] = ()) -> None:
         for name in names or self.roster:
             self.parcels[name] = parcels_from_bytes(self.done(name, SHARES, roster_to_bytes(self.roster)))
 

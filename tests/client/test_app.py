@@ -22,7 +22,7 @@ from cxrbase_model.plan import Plan
 from cxrbase_model.state import digest
 
 PLANTED = "Planted^Patient"
-SILENT = {
+SILENT: dict[str, Any] = {
     "examples": 0,
     "steps": 0,
     "loss": None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import operator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from client.archive import cache as cache_module
 from client.archive.cache import Shard, append_pictures, checksum, shard_name, verify_cache, write_cache
@@ -32,22 +33,23 @@ def folder(tmp_path: Path) -> Path:
         places[rows] = [(number, slot) for slot in range(len(rows))]
     labels = np.where(np.arange(ROWS)[:, None] % 4 == 3, np.nan, np.arange(ROWS)[:, None] % 2).astype(np.float32)
     patients = np.arange(ROWS) // 3
-    table = {
+    table: dict[str, NDArray[Any]] = {
         "labels": labels,
         "patient": np.repeat(patients.astype(np.uint8)[:, None], 16, axis=1),
         "split": (patients % 3).astype(np.uint8),
         "shard": places[:, 0],
         "slot": places[:, 1],
-    } | {name: np.ones(ROWS, np.uint8) for name in ("sex", "age_band", "view", "scanner")}
+        **{name: np.ones(ROWS, np.uint8) for name in ("sex", "age_band", "view", "scanner")},
+    }
     spec = DataSpec(findings=("Edema",), image_size=SIDE)
     write_cache(tmp_path / "cache", spec, (SIDE, SIDE), shards, table, {"LATERAL": 2})
     return tmp_path / "cache"
 
 
-def order_of(cache: Cache, **settings: object) -> list[list[int]]:
+def order_of(cache: Cache, **settings: Any) -> list[list[int]]:
     settings = {"batch_size": 5, "seed": 1, "epochs": 1.0} | settings
     rows = np.arange(len(cache))
-    return [images[:, 0, 0].tolist() for images, _ in batches(cache, rows, **settings)]  # type: ignore[arg-type]
+    return [images[:, 0, 0].tolist() for images, _ in batches(cache, rows, **settings)]
 
 
 def test_pixels_come_in_the_order_asked_for(folder: Path) -> None:
@@ -84,7 +86,7 @@ def test_the_order_follows_the_seed_and_changes_with_each_pass(folder: Path) -> 
     cache = Cache.open(folder)
     assert order_of(cache) == order_of(cache)
     assert order_of(cache) != order_of(cache, seed=2)
-    twice = functools.reduce(operator.iadd, order_of(cache, batch_size=ROWS, epochs=2), [])
+    twice = list(chain.from_iterable(order_of(cache, batch_size=ROWS, epochs=2)))
     assert twice[:ROWS] != twice[ROWS:]
     assert sorted(twice[:ROWS]) == sorted(twice[ROWS:]) == list(range(ROWS))
 
@@ -95,7 +97,7 @@ def test_all_batches_have_one_size_and_each_pass_shows_each_picture_once(
 ) -> None:
     shown = order_of(Cache.open(folder), epochs=epochs)
     assert [len(batch) for batch in shown] == sizes
-    first_pass = functools.reduce(operator.iadd, shown, [])[:ROWS]
+    first_pass = list(chain.from_iterable(shown))[:ROWS]
     assert len(set(first_pass)) == len(first_pass)
 
 

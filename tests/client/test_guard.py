@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from client.app import answer
+from client.budget import reserve
 from client.guard import secure
 from client.site import Site
 from cxrbase_model.classifier import build_classifier
@@ -22,7 +23,7 @@ from cxrbase_model.settings import read, to_mapping
 from cxrbase_model.state import State, is_finite, norm, state_of
 from sim.runner import seeded_noise
 
-MEASURED = {"loss": None, "metrics": {}, "seconds": 0.0, "evaluation": None, "description": None}
+MEASURED: dict[str, Any] = {"loss": None, "metrics": {}, "seconds": 0.0, "evaluation": None, "description": None}
 TRAINED, WITH_LABELS = 18, 16  # patients of the fixture's training set; those that have a label
 
 
@@ -45,16 +46,13 @@ def private(plan: Plan) -> Callable[..., Plan]:
 @pytest.fixture
 def booked(monkeypatch: pytest.MonkeyPatch) -> list[Mechanism]:
     """What was booked; the real ledger is written too."""
-    from client import guard
-
     found: list[Mechanism] = []
-    real = guard.reserve
 
-    def reserve(site: Site, task: Task, mechanism: Mechanism) -> None:
-        real(site, task, mechanism)
+    def noted(site: Site, task: Task, mechanism: Mechanism) -> None:
+        reserve(site, task, mechanism)
         found.append(mechanism)
 
-    monkeypatch.setattr(guard, "reserve", reserve)
+    monkeypatch.setattr("client.guard.reserve", noted)
     return found
 
 
@@ -125,7 +123,8 @@ def test_a_machine_set_to_what_cannot_be_private_spends_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     task = task_for("detect", plan=private())
-    reply = answer(task, replace(site, compute=replace(site.compute, **{name: True})))
+    wrong: dict[str, Any] = {name: True}
+    reply = answer(task, replace(site, compute=replace(site.compute, **wrong)))
     assert reply.code is Code.FAILED
     assert f"compute.{name}: expected false under a plan with privacy" in caplog.text
     assert not booked

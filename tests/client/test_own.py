@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import client.work as work_module
 from client.dataset import Cache
 from client.own import FOLDER, Own, forget_own
 from client.site import Site
@@ -18,7 +17,7 @@ from cxrbase_model.codec import unpack
 from cxrbase_model.engine import Runtime
 from cxrbase_model.messages import Task
 from cxrbase_model.plan import Plan
-from cxrbase_model.state import State, add, state_of
+from cxrbase_model.state import State, add, load_state, state_of
 
 CPU = Runtime(torch.device("cpu"))
 
@@ -38,13 +37,12 @@ def local_plan(plan: Plan) -> Plan:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[State]:
     """The weights of each model that was loaded."""
     seen: list[State] = []
-    real = work_module.load_state
 
     def look(model: Any, state: State) -> None:
-        real(model, state)
+        load_state(model, state)
         seen.append(state_of(model))
 
-    monkeypatch.setattr(work_module, "load_state", look)
+    monkeypatch.setattr("client.work.load_state", look)
     return seen
 
 

@@ -185,7 +185,7 @@ def test_a_rehearsal_shows_what_training_would_release_and_leaves_no_trace(
     after = {path: path.read_bytes() for path in site.private.rglob("*") if path.is_file()}
     assert after == before
     assert list(rehearsed) == ["mae", "detect", "test"]
-    assert all(done.code is None and done.reply is not None and done.memory > 0 for done in rehearsed.values())
+    assert all(done.code is None and done.reply is not None and done.memory for done in rehearsed.values())
     real = train(task_for("mae"), site, Cache.open(site.cache_folder), Runtime(torch.device("cpu")))
     reply = rehearsed["mae"].reply
     assert reply is not None

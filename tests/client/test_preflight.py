@@ -12,6 +12,7 @@ import pytest
 
 from client.approval import Approvals
 from client.archive.pacs.settings import DimseArchive
+from client.archive.settings import DicomArchive
 from client.cli import main
 from client.preflight import Item, preflight
 from client.site import Compute, Policy, Site
@@ -21,7 +22,8 @@ from cxrbase_model.plan import Plan, plan_to_text
 @pytest.fixture
 def ready(site: Site) -> Site:
     """The site with an archive and with rights as the ingest leaves them."""
-    site.archive.path.mkdir()  # type: ignore[union-attr]  # a DICOM tree
+    assert isinstance(site.archive, DicomArchive)
+    site.archive.path.mkdir()
     for path in (site.private, *site.private.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
     return site
@@ -42,7 +44,8 @@ def test_a_site_that_is_ready_passes(ready: Site, plan: Plan) -> None:
 
 
 def unmount(site: Site) -> None:
-    shutil.rmtree(site.archive.path)  # type: ignore[union-attr]
+    assert isinstance(site.archive, DicomArchive)
+    shutil.rmtree(site.archive.path)
 
 
 def expose(site: Site) -> None:

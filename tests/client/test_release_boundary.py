@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ def _evaluation(site: Site, task_for: TaskFor) -> tuple[Reply, Task]:
     ],
 )  # fmt: skip
 def test_an_evaluation_that_holds_anything_else_does_not_leave(
-    site: Site, task_for: TaskFor, spoil: Callable[[dict[str, Any]], Any], tmp_path: Any
+    site: Site, task_for: TaskFor, spoil: Callable[[dict[str, Any]], Any], tmp_path: Path
 ) -> None:
     reply, task = _evaluation(site, task_for)
     assert reply.evaluation is not None
@@ -187,7 +188,7 @@ def test_an_evaluation_that_holds_anything_else_does_not_leave(
     ],
 )
 def test_a_description_that_holds_anything_else_does_not_leave(
-    site: Site, task_for: TaskFor, spoil: Callable[[dict[str, Any]], Any], tmp_path: Any
+    site: Site, task_for: TaskFor, spoil: Callable[[dict[str, Any]], Any], tmp_path: Path
 ) -> None:
     reply = answer(task_for("describe"), site)
     assert reply.description is not None
@@ -198,7 +199,7 @@ def test_a_description_that_holds_anything_else_does_not_leave(
     assert ledger_of(elsewhere).entries() == []
 
 
-def test_a_reply_of_one_kind_holds_nothing_of_another(site: Site, task_for: TaskFor, tmp_path: Any) -> None:
+def test_a_reply_of_one_kind_holds_nothing_of_another(site: Site, task_for: TaskFor, tmp_path: Path) -> None:
     elsewhere = replace(site, private=tmp_path / "elsewhere")
     described, evaluated = answer(task_for("describe"), site), answer(task_for("test"), site)
     for task, reply in (

@@ -6,6 +6,7 @@ import json
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from cxrbase_model.secure.letters import (
     MASKED,
     SHARES,
     UNMASK,
+    Advert,
     LetterError,
     advert_from_bytes,
     opened_to_bytes,
@@ -147,9 +149,7 @@ def test_a_roster_too_small_or_with_other_keys_is_refused(tmp_path: Path) -> Non
     assert made.refused("a", SHARES, roster_to_bytes(many)), "the ring has room for ten"
 
 
-def _adverts(count: int) -> list[object]:
-    from cxrbase_model.secure.letters import Advert
-
+def _adverts(count: int) -> list[Advert]:
     return [Advert(new_private(), new_private(), new_private()) for _ in range(count)]
 
 
@@ -220,8 +220,9 @@ def test_another_round_has_survivors_of_its_own(four: Consortium) -> None:
 
 def test_a_step_of_another_round_or_other_weights_is_refused(four: Consortium) -> None:
     letter = roster_to_bytes(four.roster)
-    for change in ({"round": 2}, {"state_digest": "others"}, {"run": "other"}, {"stage": "none"}):
-        reply = answer(replace(four.task, kind=SHARES, state=letter, **change), four.sites["a"])  # type: ignore[arg-type]
+    changes: list[dict[str, Any]] = [{"round": 2}, {"state_digest": "others"}, {"run": "other"}, {"stage": "none"}]
+    for change in changes:
+        reply = answer(replace(four.task, kind=SHARES, state=letter, **change), four.sites["a"])
         assert reply.code is Code.SECURE
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from client.approval import Approvals
+from client.archive.settings import DicomArchive
 from client.bundles import Bundles
 from client.cli import main
 from client.preflight import Item
@@ -107,7 +108,8 @@ def test_a_server_that_is_away_ends_the_questions(site: Site, authority: Authori
 def test_the_command_looks_at_the_server_too(
     site: Site, authority: Authority, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    site.archive.path.mkdir()  # type: ignore[union-attr]  # a DICOM tree
+    assert isinstance(site.archive, DicomArchive)
+    site.archive.path.mkdir()
     with serving(authority.issue(), hello()) as port:
         joined(site.private, authority.pem, port)
         for path in (site.private, *site.private.rglob("*")):

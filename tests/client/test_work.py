@@ -107,11 +107,17 @@ def test_finetuning_reads_labelled_pictures_of_a_share_of_the_patients_only(
 def test_balanced_findings_are_what_the_hospital_draws(
     site: Site, cache: Cache, plan: Plan, task_for: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage, seen, pixels = plan.stages[1], [], Cache.pixels
+    stage, pixels = plan.stages[1], Cache.pixels
+    seen: list[NDArray[np.int64]] = []
     assert isinstance(stage, FinetuneStage)
     balanced = replace(plan, stages=(plan.stages[0], replace(stage, balance="findings", label_fraction=1.0)))
     rows = labelled(cache, cache.rows("train"))
-    monkeypatch.setattr(Cache, "pixels", lambda self, chosen: seen.append(chosen) or pixels(self, chosen))
+
+    def look(self: Cache, chosen: NDArray[np.int64]) -> Any:
+        seen.append(chosen)
+        return pixels(self, chosen)
+
+    monkeypatch.setattr(Cache, "pixels", look)
     reply = train(task_for("detect", plan=balanced), site, cache, CPU)
     seed = derive_seed(plan.seed, "train", 1, site.site)
     assert [each.tolist() for each in seen[-reply.steps :]] == [

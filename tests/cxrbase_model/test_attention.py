@@ -25,7 +25,8 @@ def slow_attention(layer: CrossAttention, queries: torch.Tensor, features: torch
             for query in range(queries.shape[1]):
                 shares = torch.softmax(k[:, part] @ q[query, part] / each**0.5, dim=0)
                 out[picture, query, part] = shares @ v[:, part]
-    return layer.proj(out)
+    projected: torch.Tensor = layer.proj(out)
+    return projected
 
 
 @pytest.mark.parametrize("fused", [True, False])

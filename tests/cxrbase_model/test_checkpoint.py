@@ -15,7 +15,7 @@ from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import build_classifier
 from cxrbase_model.engine import LocalResult, Progress, Runtime, finetune, pretrain
 from cxrbase_model.features import build_objective
-from cxrbase_model.plan import FinetuneStage, Optimizer, Plan, PretrainStage
+from cxrbase_model.plan import EvaluateStage, Optimizer, Plan, PretrainStage
 from cxrbase_model.state import State, digest, state_of
 
 CPU = Runtime(torch.device("cpu"))
@@ -38,13 +38,14 @@ def batches(until: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 def train(
     plan: Plan, name: str, checkpoint: LocalCheckpoint | None = None, until: int = -1, seed: int = 1, **changes: Any
 ) -> tuple[State, LocalResult]:
-    stage = replace(plan.stage(name), optimizer=Optimizer(lr=0.1, warmup=0.1), **changes)
+    stage = plan.stage(name)
+    assert not isinstance(stage, EvaluateStage)
+    stage = replace(stage, optimizer=Optimizer(lr=0.1, warmup=0.1), **changes)
     if isinstance(stage, PretrainStage):
         pretraining = build_objective(plan, stage)
         images = (images for images, _ in batches(until))
         result = pretrain(pretraining, images, stage, Progress(0, STEPS), seed, CPU, None, checkpoint)
         return state_of(pretraining), result
-    assert isinstance(stage, FinetuneStage)
     model = build_classifier(plan, stage)
     result = finetune(model, batches(until), stage, torch.ones(3), Progress(0, STEPS), seed, CPU, None, checkpoint)
     return state_of(model), result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,8 +189,8 @@ def test_a_step_without_pictures_moves_every_weight(small_plan: Plan) -> None:
 
 
 def test_what_is_drawn_for_a_picture_does_not_depend_on_the_others() -> None:
-    draw = lambda batch: ({"images": batch, "crop": torch.rand(len(batch), 5, generator=generator)}, TOTAL)  # noqa: E731
     generator = torch.Generator()
+    draw = lambda batch: ({"images": batch, "crop": torch.rand(len(batch), 5, generator=generator)}, TOTAL)  # noqa: E731
     found = []
     for count in (1, 4):
         protection = Protection(Privacy(), NoiseSource(3))
@@ -267,8 +268,9 @@ def test_no_checkpoint_of_a_private_training_is_written(
 
 @pytest.mark.parametrize("name", ["compile", "recompute"])
 def test_the_engine_refuses_what_hooks_do_not_see(small_plan: Plan, name: str) -> None:
+    hidden: dict[str, Any] = {name: True}
     with pytest.raises(SettingsError, match=f"compute.{name}"):
-        finetuned(small_plan, NoiseSource(), [labelled(2)], runtime=replace(CPU, **{name: True}))
+        finetuned(small_plan, NoiseSource(), [labelled(2)], runtime=replace(CPU, **hidden))
 
 
 def test_adding_a_patient_changes_the_sum_of_a_step_by_the_clip_at_most(small_plan: Plan) -> None:
@@ -283,7 +285,8 @@ def test_adding_a_patient_changes_the_sum_of_a_step_by_the_clip_at_most(small_pl
         rows = {"images": images[:count].float() / 255, "targets": targets[:count]}
 
         def costs(part: Rows, model: Classifier = model) -> Tensor:
-            return (model(part["images"]) - part["targets"].nan_to_num()).square()
+            logits: Tensor = model(part["images"])
+            return (logits - part["targets"].nan_to_num()).square()
 
         parts = PrivateBatches(model, costs, CPU, Protection(privacy, NoiseSource(3)), 1)
         parts.backward(rows, TOTAL)

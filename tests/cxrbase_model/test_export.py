@@ -30,6 +30,7 @@ def test_timm_loads_the_encoder_and_gives_the_same_features(small_plan: Plan, tm
     images = torch.randn(2, 32, 32)
     with torch.no_grad():
         ours = model.encoder(patchify(images, 8))
+        assert isinstance(other, timm.models.VisionTransformer)
         theirs = other.forward_features(images[:, None])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 

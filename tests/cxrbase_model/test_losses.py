@@ -24,7 +24,7 @@ def slow_cost(logit: float, target: float, weight: float, loss: Loss) -> float:
     shifted = max(p - loss.margin, 0.0)
     positive = -((1 - p) ** loss.focus_positive) * math.log(p)
     negative = -(shifted**loss.focus_negative) * math.log(1 - shifted)
-    return weight * target * positive + (1 - target) * negative
+    return float(weight * target * positive + (1 - target) * negative)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_certain_predictions_have_finite_costs_and_gradients(kind: str) -> None:
     logits = torch.tensor([[200.0, -200.0, 0.0], [-200.0, 200.0, 0.0]], requires_grad=True)
     targets = torch.tensor([[1.0, 0.0, NAN], [1.0, 0.0, NAN]])
     costs = classification_costs(logits, targets, None, Loss(kind=kind))
-    costs.sum().backward()
+    torch.autograd.backward(costs.sum())
     assert logits.grad is not None
     assert bool(torch.isfinite(costs).all())
     assert bool(torch.isfinite(logits.grad).all())
@@ -77,7 +77,7 @@ def test_the_mean_is_over_known_labels() -> None:
 
 def test_an_unknown_label_has_no_gradient_and_a_batch_without_labels_is_harmless() -> None:
     logits = torch.randn(2, 2, requires_grad=True)
-    masked_bce(logits, torch.tensor([[1.0, NAN], [NAN, NAN]])).backward()
+    torch.autograd.backward(masked_bce(logits, torch.tensor([[1.0, NAN], [NAN, NAN]])))
     assert logits.grad is not None
     assert (logits.grad != 0).tolist() == [[True, False], [False, False]]
     empty = masked_bce(logits, torch.full((2, 2), NAN))

@@ -133,7 +133,7 @@ def test_learned_positions_start_as_the_fixed_ones_and_are_part_of_the_state(sma
     mapping["model"]["positions"] = "learned"
     fixed, learned = build_autoencoder(small_plan), build_autoencoder(read(Plan, mapping))
     assert state_of(learned).keys() - state_of(fixed).keys() == {"encoder.positions.learned.weight"}
-    assert torch.equal(learned.encoder.positions.learned.weight, sincos_positions(4, 128))
+    assert torch.equal(state_of(learned)["encoder.positions.learned.weight"], sincos_positions(4, 128))
     patches, (visible, _) = torch.randn(2, 16, 64), fixed.random_masking(2, 0.5, generator(0, "masks"))
     learned.load_state_dict(fixed.state_dict(), strict=False)
     for index in (None, visible):

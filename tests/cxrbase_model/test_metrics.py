@@ -91,9 +91,9 @@ def test_an_evaluation_holds_the_value_inside_its_interval() -> None:
 
 def test_correlated_pictures_of_a_patient_widen_the_interval() -> None:
     scores, targets, _ = study(60)
-    repeated = [np.repeat(part, 4, axis=0) for part in (scores, targets)]
-    by_patient = evaluate_scores(*repeated, np.arange(240) // 4, ["A", "B"], seed=0, minimum_cell=5)
-    by_picture = evaluate_scores(*repeated, np.arange(240), ["A", "B"], seed=0, minimum_cell=5)
+    scores, targets = (np.repeat(part, 4, axis=0) for part in (scores, targets))
+    by_patient = evaluate_scores(scores, targets, np.arange(240) // 4, ["A", "B"], seed=0, minimum_cell=5)
+    by_picture = evaluate_scores(scores, targets, np.arange(240), ["A", "B"], seed=0, minimum_cell=5)
     width = [r["mean_auroc"]["high"] - r["mean_auroc"]["low"] for r in (by_patient, by_picture)]
     assert width[0] > 1.5 * width[1]
 

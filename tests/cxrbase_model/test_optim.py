@@ -54,7 +54,7 @@ def test_every_parameter_is_in_one_group_and_vectors_do_not_decay(small_plan: Pl
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] > 0}
     scales = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
     assert scales[id(model.head.weight)] == 1.0
-    assert scales[id(model.encoder.blocks[1].mlp.fc1.weight)] == 0.5
+    assert scales[id(model.get_parameter("encoder.blocks.1.mlp.fc1.weight"))] == 0.5
     assert scales[id(model.encoder.embed.weight)] == 0.125
 
 

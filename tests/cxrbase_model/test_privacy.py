@@ -52,8 +52,9 @@ def test_what_no_noise_would_cover_is_refused_by_its_key(small_plan: Plan, stage
     [("unit", "hospital"), ("noise_multiplier", 0.0), ("clip", 0.0), ("clipping", "none")],
 )
 def test_a_promise_that_cannot_be_is_refused_by_its_key(small_plan: Plan, key: str, value: object) -> None:
+    privacy: dict[str, Any] = {key: value}
     with pytest.raises(SettingsError, match=rf"privacy\.{key}"):
-        private(small_plan, **{key: value})
+        private(small_plan, **privacy)
 
 
 @pytest.mark.parametrize("clipping", ["flat", "per-layer", "automatic"])
@@ -77,8 +78,9 @@ def test_a_promise_without_a_source_of_noise_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", ["compile", "recompute"])
 def test_ways_of_computing_that_hooks_do_not_see_are_refused_by_name(name: str) -> None:
+    hidden: dict[str, Any] = {name: True}
     with pytest.raises(SettingsError, match=f"compute.{name}: expected false under a plan with privacy, found true"):
-        check_runtime(Runtime(torch.device("cpu"), **{name: True}))
+        check_runtime(Runtime(torch.device("cpu"), **hidden))
     check_runtime(Runtime(torch.device("cpu"), "bf16", micro_batch=2))
 
 

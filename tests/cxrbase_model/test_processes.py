@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
     """Starts Python code as a program; ends what is left."""
     started: list[Program] = []
 
-    def begin(code: str, **settings: object) -> Program:
-        program = Program([sys.executable, "-u", "-c", code], tmp_path / "program.log", {"A": "b"}, **settings)  # type: ignore[arg-type]
+    def begin(code: str, **settings: Any) -> Program:
+        program = Program([sys.executable, "-u", "-c", code], tmp_path / "program.log", {"A": "b"}, **settings)
         started.append(program)
         return program
 

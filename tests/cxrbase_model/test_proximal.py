@@ -21,7 +21,7 @@ def descended(strength: float, *, as_loss: bool) -> torch.Tensor:
                 away = [(each - first).square().sum() for each, first in zip(model.parameters(), start, strict=True)]
                 loss = loss + strength / 2 * torch.stack(away).sum()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return torch.cat([each.detach().flatten() for each in model.parameters()])
 

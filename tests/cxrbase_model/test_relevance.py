@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,21 +29,27 @@ def classifier(plan: Plan, pooling: str, trains: str = "all") -> Classifier:
     return model
 
 
+def attentions(model: Classifier) -> list[Any]:
+    """The attention of each block, of which timm's types say nothing."""
+    return [block.attn for block in model.encoder.blocks]
+
+
 def slow_map(model: Classifier, image_HW: Tensor, finding: int) -> Tensor:
     """By the paper's equations 5, 6 and 10, attention made and differentiated by hand."""
     patches, kept = model.encoder.side**2, list[Tensor]()
     pooled = torch.full((patches,), 1 / patches)
     if model.pool is not None:
         pooled = attention_maps(model, image_HW[None])[0, finding].flatten()
-    for block in model.encoder.blocks:
+    for layer in attentions(model):
 
-        def attend(x: Tensor, attn: torch.nn.Module = block.attn, **_: object) -> Tensor:
+        def attend(x: Tensor, attn: Any = layer, **_: object) -> Tensor:
             q, k, v = attn.qkv(x).reshape(len(x), x.shape[1], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
             kept.append((q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3))
             kept[-1].retain_grad()
-            return attn.proj((kept[-1] @ v).transpose(1, 2).flatten(2))
+            out: Tensor = attn.proj((kept[-1] @ v).transpose(1, 2).flatten(2))
+            return out
 
-        block.attn.forward = attend
+        layer.forward = attend
     model.zero_grad()
     model(normalise(image_HW[None]).requires_grad_())[0, finding].backward()
     relevance = torch.eye(patches)
@@ -52,7 +59,8 @@ def slow_map(model: Classifier, image_HW: Tensor, finding: int) -> Tensor:
             assert attention.grad is not None
             gained += (attention.grad[0, head] * attention[0, head].detach()).clamp(min=0) / attention.shape[1]
         relevance = relevance + gained @ relevance
-    return sum(pooled[row] * (relevance[row] - torch.eye(patches)[row]) for row in range(patches))
+    parts = (pooled[row] * (relevance[row] - torch.eye(patches)[row]) for row in range(patches))
+    return sum(parts, start=torch.zeros(patches))
 
 
 @pytest.mark.parametrize(("pooling", "trains"), [("mean", "all"), ("attentive", "all"), ("mean", "head")])
@@ -69,8 +77,8 @@ def test_maps_are_those_of_the_papers_equations(small_plan: Plan, pooling: str, 
 
 def test_the_model_computes_as_before_afterwards(small_plan: Plan) -> None:
     model, image = classifier(small_plan, "mean"), torch.zeros(1, 32, 32, dtype=torch.uint8)
-    before = [block.attn.fused_attn for block in model.encoder.blocks]
+    before = [layer.fused_attn for layer in attentions(model)]
     relevance_maps(model, image)
-    assert [block.attn.fused_attn for block in model.encoder.blocks] == before
-    assert not any(block.attn.attn_drop._forward_hooks for block in model.encoder.blocks)
+    assert [layer.fused_attn for layer in attentions(model)] == before
+    assert not any(layer.attn_drop._forward_hooks for layer in attentions(model))
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -104,7 +104,7 @@ def test_a_runtime_that_there_is_not_is_named(wrong: dict[str, Any], line: str) 
         replace(CPU, **wrong)
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
     """Counts how often a number is taken out of a tensor, for which the processor waits on a GPU: item(), bool(), float()."""
 
     count = 0
@@ -120,13 +120,13 @@ def test_the_loop_looks_at_the_device_every_so_many_steps_and_no_more(
 ) -> None:
     counts = []
     for steps in (1, 1 + 3 * CHECK_EVERY):
-        with Waits() as waits:
+        with Waits() as waits:  # type: ignore[no-untyped-call]
             train(small_plan, CPU, steps)
         counts.append(waits.count)
     assert counts[1] - counts[0] == 3
 
 
-class Abroad(TorchDispatchMode):
+class Abroad(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
     """Plays a GPU on torch's meta device, which has no numbers: counts the copies and looks that the processor would wait for."""
 
     waits = 0
@@ -166,7 +166,7 @@ def test_a_batch_goes_to_the_device_without_waiting_for_it(
     )
     counts = []
     for steps in (1, 3):
-        with Abroad() as abroad:
+        with Abroad() as abroad:  # type: ignore[no-untyped-call]  # torch has no types for it
             train(small_plan, Runtime(torch.device("meta"), micro_batch=5), steps)
         counts.append(abroad.waits)
     assert counts[0] == counts[1], "the two steps more have waited for nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -96,7 +96,7 @@ def one_by_one(model: nn.Module, losses: Losses) -> list[dict[str, Tensor]]:
     found = []
     for unit in range(UNITS):
         model.zero_grad()
-        losses(model, slice(unit, unit + 1)).sum().backward()
+        torch.autograd.backward(losses(model, slice(unit, unit + 1)).sum())
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     model.zero_grad()
     return found
@@ -122,7 +122,7 @@ def kept(model: nn.Module, losses: Losses, privacy: Privacy, rows: slice = slice
     model.zero_grad()
     keeper = Bookkeeper(model, privacy)
     with keeper.watch(rows.stop - rows.start):
-        losses(model, rows).sum().backward()
+        torch.autograd.backward(losses(model, rows).sum())
     keeper.add_clipped()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -156,8 +156,8 @@ def test_the_clipped_sum_is_that_of_opacus(small_plan: Plan, name: str) -> None:
         pytest.skip("Opacus takes the masks of a picture for units")
     twin = copy.deepcopy(model)
     wrapped = GradSampleModule(twin, strict=True, force_functorch=False, loss_reduction="sum")
-    losses(wrapped, slice(0, UNITS)).sum().backward()
-    trained = {key: p for key, p in twin.named_parameters() if p.requires_grad}
+    torch.autograd.backward(losses(wrapped, slice(0, UNITS)).sum())
+    trained: dict[str, Any] = {key: p for key, p in twin.named_parameters() if p.requires_grad}  # with grad_sample
     alone = [{key: p.grad_sample[unit].detach() for key, p in trained.items()} for unit in range(UNITS)]
     privacy = Privacy(clip=0.5 * length(alone[0]))
     expected = total([clipped(each, privacy) for each in alone])
@@ -178,13 +178,14 @@ def test_no_unit_moves_the_sum_by_more_than_the_clip(small_plan: Plan, name: str
     assert least * privacy.clip < moved <= privacy.clip * (1 + 1e-9)
 
 
-class _Doubled:
+class _Doubled(nn.Module):
     """A model that is given its pictures in float64."""
 
     def __init__(self, module: nn.Module) -> None:
+        super().__init__()
         self._module = module
 
-    def __call__(self, pictures: Tensor, *others: Any) -> Tensor:
+    def forward(self, pictures: Tensor, *others: Any) -> Tensor:
         found: Tensor = self._module(pictures.double(), *others)
         return found
 
@@ -193,7 +194,8 @@ class _Doubled:
 @pytest.mark.parametrize("name", ["full", "lora", "mae", "repeated masks", "learned positions"])
 def test_sixteen_bits_keep_a_units_part_within_the_clip(small_plan: Plan, name: str, clipping: str) -> None:
     model, losses = MODELS[name](small_plan)
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     alone = one_by_one(model, losses)
@@ -266,7 +268,7 @@ def test_what_the_pass_has_changed_is_as_before_after_it_even_where_it_fails(sma
     trained = [parameter.requires_grad for parameter in model.parameters()]
 
     def fail() -> None:
-        losses(model, slice(0, UNITS)).sum().backward()
+        torch.autograd.backward(losses(model, slice(0, UNITS)).sum())
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"), keeper.watch(UNITS):

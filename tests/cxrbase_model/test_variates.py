@@ -53,7 +53,7 @@ def descended(start: Vector, matrix: Vector, offset: Vector, correction: Vector)
         for rate in RATES:
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
-            model.loss(matrix, offset).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(model.loss(matrix, offset))
             optimizer.step()
     return model.x.detach().numpy(), path.mean()["x"].numpy().astype(np.float64)
 
@@ -112,7 +112,7 @@ def adapted(*, corrected: bool, size: float) -> Vector:
             with steered(model, {"x": torch.from_numpy((c - own[hospital]) * corrected)}) as path:
                 for _ in range(20):
                     optimizer.zero_grad()
-                    model.loss(size * matrix, size * offset).backward()  # type: ignore[no-untyped-call]
+                    torch.autograd.backward(model.loss(size * matrix, size * offset))
                     optimizer.step()
             states[hospital] = optimizer.state_dict()
             ends.append(model.x.detach().numpy())

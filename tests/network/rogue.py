@@ -50,7 +50,8 @@ class Rogue:
         run = message.metadata.run_id
         numbers = [each.object_id for each in iterate_object_tree(tree)]
         contents = pull_objects(numbers, pull_object_fn=lambda number: self._pull(run, number))
-        whole: Message = inflate_object_from_contents(message.metadata.message_id, contents)
+        whole = inflate_object_from_contents(message.metadata.message_id, contents)
+        assert isinstance(whole, Message)
         whole.metadata.__dict__["_message_id"] = message.metadata.message_id
         self._confirm(run, message.metadata.message_id)
         return whole

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,10 +106,11 @@ class Link:
         """How many nodes are online."""
         return [node["status"] for node in self._ask("list", "here")["nodes"]].count("online")
 
-    def _ask(self, *arguments: str) -> dict[str, object] | object:
+    def _ask(self, *arguments: str) -> dict[str, Any]:
         command = [str(PROGRAMS / "flwr"), "supernode", *arguments, "--format", "json"]
         asked = subprocess.run(command, env=self._environment, capture_output=True, timeout=WAIT, check=True)
-        return json.loads(asked.stdout)
+        answer: dict[str, Any] = json.loads(asked.stdout)
+        return answer
 
 
 def wait_for_words(log: Path, words: str) -> None:

@@ -11,9 +11,11 @@ from flwr.app import Message
 
 from cxrbase_model.codec import decode, encode
 from cxrbase_model.messages import Reply, Task, reply_to_message, task_from_message
-from cxrbase_model.plan import Plan, plan_from_text
+from cxrbase_model.plan import EvaluateStage, Plan, PretrainStage, plan_from_text
 from cxrbase_model.settings import read
-from cxrbase_model.state import digest
+from cxrbase_model.state import State, digest
+from server.initial import initial_state
+from server.store import RunStore
 from sim.grid import Node
 
 Change = Callable[[Task, Reply], Reply | None]
@@ -46,7 +48,16 @@ def plan(**federation: Any) -> Plan:
 def short_plan(**federation: Any) -> Plan:
     """The plan of three rounds of pretraining."""
     whole = plan(**federation)
-    return replace(whole, stages=(replace(whole.stages[0], rounds=3),))
+    stage = whole.stages[0]
+    assert isinstance(stage, PretrainStage)
+    return replace(whole, stages=(replace(stage, rounds=3),))
+
+
+def start_of(store: RunStore, name: str = "mae") -> State:
+    """The weights that a stage of training starts from."""
+    stage = store.plan.stage(name)
+    assert not isinstance(stage, EvaluateStage)
+    return initial_state(store.plan, stage, store)
 
 
 def hospital(name: str, shift: float, examples: int, change: Change = lambda task, reply: reply) -> Node:

@@ -19,7 +19,7 @@ def record(number: int, kind: str = "pretrain", **changes: Any) -> dict[str, Any
         "update_norm": 3.0,
         "metrics": {},
     }
-    silent = {"site": "b", "status": "silent", "loss": None, "seconds": 0.0, "metrics": {}}
+    silent: dict[str, Any] = {"site": "b", "status": "silent", "loss": None, "seconds": 0.0, "metrics": {}}
     return {
         "kind": kind, "round": number, "loss": 0.5 / number, "seconds": 4.0, "metrics": {"validation_loss": 1.0 / number},
         "bytes_sent": 100, "bytes_received": 50, "hospitals": [hospital, silent],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_node_that_restarted_is_asked_again_and_only_its_new_answer_counts(clo
 def test_a_node_that_restarts_again_and_again_is_asked_three_times(clock: Clock) -> None:
     grid = LocalGrid({1: silent})
     for number in range(1, 9):
-        clock.after(5.0 * number, lambda number=number: grid.started.update({1: str(number)}))
+        clock.after(5.0 * number, partial(grid.started.update, {1: str(number)}))
     assert asked(grid, 1) == []
     assert grid.pushed == 3
     assert clock.now < 1030, "and is not waited for after that"
@@ -113,7 +114,8 @@ def test_a_node_that_comes_back_with_its_task_answers_it(clock: Clock) -> None:
 def test_a_node_that_is_gone_and_comes_back_as_another_process_is_asked_again(clock: Clock) -> None:
     grid = LocalGrid({1: in_turn(silent, answers)})
     clock.after(10, lambda: grid.absent.add(1))
-    clock.after(300, lambda: (grid.absent.clear(), grid.started.update({1: "later"})))
+    clock.after(300, grid.absent.clear)
+    clock.after(300, lambda: grid.started.update({1: "later"}))
     assert asked(grid, 1, absence=600.0) == [1]
     assert grid.pushed == 2
 
@@ -150,7 +152,7 @@ def test_nodes_that_are_gone_are_waited_for_as_long_as_the_others_do_not_suffice
 
 def test_a_message_that_could_not_be_sent_is_sent_again(clock: Clock) -> None:
     class Full(LocalGrid):
-        def push_messages(self, messages: Iterator[Message]) -> list[str]:
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
             ids = list(super().push_messages(messages))
             return [""] if self.pushed == 1 else ids
 

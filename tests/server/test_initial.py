@@ -109,7 +109,9 @@ def test_features_are_standardised_by_the_statistics_that_the_encoder_comes_with
     export_encoder(trained, the_plan, tmp_path / "encoder")
     with pytest.raises(StoreError, match=r"stage detect: standardise: expected statistics .* found none"):
         started(tmp_path / "first", the_plan, "detect")
-    model = build_classifier(the_plan, the_plan.stages[0])
+    stage = the_plan.stages[0]
+    assert isinstance(stage, FinetuneStage)
+    model = build_classifier(the_plan, stage)
     statistics = {name: tensor + 2 for name, tensor in with_prefix(state_of(model), "standard.").items()}
     export_encoder(trained, the_plan, tmp_path / "encoder", statistics)
     state = started(tmp_path / "second", the_plan, "detect")

@@ -27,7 +27,7 @@ from server.store import RunStore
 from tests.server.hospitals import plan
 
 STAGES = ["describe", "mae", "mae", "detect", "detect", "test"]
-LINES = [("riverside", 30, None), ("lindenhof", 10, None)]
+LINES: list[tuple[str, int, Code | None]] = [("riverside", 30, None), ("lindenhof", 10, None)]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from cxrbase_model.state import State, norm, subtract
 from cxrbase_model.transport import EXACT
 from server.aggregate import WeightedMean
 from server.exchange import Exchange
-from server.initial import initial_state
 from server.live import Live
 from server.promise import promise
 from server.protection import Protection, next_clip
@@ -31,7 +30,7 @@ from server.rules.noised import Noised
 from server.spent import Spent, Sum, epsilon
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
-from tests.server.hospitals import Change, hospital, short_plan
+from tests.server.hospitals import Change, hospital, short_plan, start_of
 
 NAMES = frozenset({"w", "v"})
 STATE = {"w": torch.zeros(2000, 50), "v": torch.zeros(7), "frozen": torch.zeros(5)}
@@ -148,7 +147,7 @@ def three(change: Change = lambda task, reply: reply) -> list[Node]:
 
 
 def step_of(store: RunStore, rounds: int) -> State:
-    before = initial_state(store.plan, store.plan.stage("mae"), store)  # type: ignore[arg-type]  # a training stage
+    before = start_of(store)
     return {name: (store.stage_state("mae")[name] - before[name]) / rounds for name in before}
 
 

@@ -125,7 +125,7 @@ def test_what_was_promised_to_hospitals_is_on_the_page(report: dict[str, Any]) -
 
 
 def test_a_model_that_no_hospital_could_measure_has_no_mean() -> None:
-    nothing = {"mean_auroc": None, "findings": {}}
+    nothing: dict[str, Any] = {"mean_auroc": None, "findings": {}}
     told = record(0, "describe", "describe", [entry("north", description=description())])
     report = content(PLAN, RUN, [told, record(4, "test", "evaluate", [entry("north", evaluations={"few": nothing})])])
     assert report["comparison"]["few"]["mean_auroc"] is None

@@ -13,14 +13,13 @@ from flwr.app import Message
 from cxrbase_model.codec import pack, unpack
 from cxrbase_model.messages import Code, Reply, Task, reply_to_message, task_from_message
 from cxrbase_model.plan import Plan
-from cxrbase_model.state import State
 from server.exchange import Exchange, Stopped
 from server.live import Live
 from server.report import hospitals
 from server.rounds import RoundLoop, RunFailed
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
-from tests.server.hospitals import Change, hospital, in_training, plan
+from tests.server.hospitals import Change, hospital, in_training, plan, start_of
 
 
 def run(folder: Path, nodes: list[Node], the_plan: Plan | None = None, *, resume: bool = False) -> RunStore:
@@ -32,9 +31,7 @@ def run(folder: Path, nodes: list[Node], the_plan: Plan | None = None, *, resume
 
 def shift_of(store: RunStore, name: str = "mae") -> float:
     """How far training moved the weights of a stage, which is the same for each weight."""
-    from server.initial import initial_state
-
-    before: State = initial_state(store.plan, store.plan.stage(name), store)  # type: ignore[arg-type]  # a training stage
+    before = start_of(store, name)
     moved = torch.cat([(store.stage_state(name)[key] - before[key]).flatten() for key in before])
     torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=0, atol=1e-5)
     return float(moved.mean())

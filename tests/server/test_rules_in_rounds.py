@@ -16,12 +16,11 @@ from cxrbase_model.plan import Plan, plan_from_text, plan_to_text
 from cxrbase_model.settings import SettingsError, read, to_mapping
 from cxrbase_model.state import State, digest
 from server.exchange import Exchange
-from server.initial import initial_state
 from server.live import Live
 from server.rounds import RoundLoop, RunFailed
 from server.store import RunStore, StoreError
 from sim.grid import LocalGrid, Node
-from tests.server.hospitals import hospital, plan, short_plan
+from tests.server.hospitals import hospital, plan, short_plan, start_of
 
 ADAM = {"step": {"kind": "fedadam", "lr": 0.01}}
 MEDIAN = {"rule": {"kind": "median"}}
@@ -47,7 +46,7 @@ def three(**shifts: float) -> list[Node]:
 
 
 def moved(store: RunStore, stage: str = "mae") -> float:
-    before = initial_state(store.plan, store.plan.stage(stage), store)  # type: ignore[arg-type]  # a training stage
+    before = start_of(store, stage)
     return float(torch.cat([(store.stage_state(stage)[key] - before[key]).flatten() for key in before]).double().mean())
 
 

@@ -116,8 +116,10 @@ def test_a_round_waits_for_its_quorum_and_uses_up_no_attempt(tmp_path: Path, clo
     run.run()
     assert [(record["round"], record["attempt"]) for record in store.records()] == [(number, 1) for number in ROUNDS]
     assert clock.now >= 1200
-    assert (seen[0]["state"], seen[0]["detail"]) == ("gathering", "round 2 needs 2 hospitals, 1 are there")
-    assert {name: node["online"] for name, node in seen[0]["nodes"].items()} == {"a": True, "b": False}
+    (status,) = seen
+    assert status is not None
+    assert (status["state"], status["detail"]) == ("gathering", "round 2 needs 2 hospitals, 1 are there")
+    assert {name: node["online"] for name, node in status["nodes"].items()} == {"a": True, "b": False}
 
 
 def test_a_quorum_that_does_not_come_back_ends_the_run_which_can_go_on_later(tmp_path: Path, clock: Clock) -> None:

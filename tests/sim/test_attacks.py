@@ -16,12 +16,12 @@ from cxrbase_model.seeds import generator
 from cxrbase_model.settings import read
 from cxrbase_model.state import State, norm, subtract
 from server.exchange import Exchange
-from server.initial import initial_state
 from server.live import Live
 from server.rounds import RoundLoop
 from server.store import RunStore
 from sim.attacks import Attack, attacking, colluding, free_rider, gaussian, not_a_number, sign_flip
 from sim.grid import LocalGrid, Node
+from tests.server.hospitals import start_of
 
 NAMES = "abcdefgh"
 SIZE = 0.01  # of each element of an honest update: what all share, and half as much of each hospital's own
@@ -87,7 +87,7 @@ def run(folder: Path, the_plan: Plan, attack: Attack | None, attackers: str = "h
 
 def error(store: RunStore, attackers: str = "h") -> float:
     """The distance of the global step from the mean of the honest updates, over that mean's length."""
-    before = initial_state(store.plan, store.plan.stages[0], store)  # type: ignore[arg-type]  # a training stage
+    before = start_of(store)
     updates = [honest(name, before) for name in NAMES if name not in attackers]
     mean = {key: torch.stack([update[key] for update in updates]).mean(dim=0) for key in before}
     return norm(subtract(subtract(store.stage_state("mae"), before), mean)) / norm(mean)
@@ -132,7 +132,7 @@ def test_who_is_unlike_the_others_in_length_is_left_out_of_the_first_round_under
 
 
 def test_a_sign_flip_of_ordinary_length_passes_every_check_of_norms(tmp_path: Path) -> None:
-    checked = {"longest": 3.0, "shortest": 0.05}
+    checked: dict[str, Any] = {"longest": 3.0, "shortest": 0.05}
     store = run(tmp_path / "mean", plan("mean", **checked), sign_flip(1.0))
     assert store.records()[1]["rejected"] == []
     assert error(store) == pytest.approx(0.25, abs=0.05), "one vote of eight against"

@@ -34,7 +34,7 @@ def test_the_chance_at_a_delta_is_that_of_the_papers_program() -> None:
         for i in range(1, correct + 1):
             total += binom.pmf(correct - i, guesses, rate)
             alpha = max(alpha, total / i)
-        return min(beta + alpha * delta * 2 * canaries, 1.0)
+        return min(float(beta + alpha * delta * 2 * canaries), 1.0)
 
     for case in [
         (1000, 100, 90, 1.0, 1e-5),

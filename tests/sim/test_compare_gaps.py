@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +63,9 @@ def test_only_groups_with_enough_patients_of_both_classes_are_told_apart() -> No
     assert groups_of(one, rows, "hospital").names == [], "many pictures of one patient are not many patients"
 
 
-def test_a_table_tells_each_group_and_what_a_rule_adds_to_the_gap(done: Any, tmp_path: Any, monkeypatch: Any) -> None:
+def test_a_table_tells_each_group_and_what_a_rule_adds_to_the_gap(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sim.compare_gaps.LEAST", 3)
     bench = bench_of(done)
     part = dataclasses.replace(bench.config.parts[1], gaps=("hospital", "sex"))

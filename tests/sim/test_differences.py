@@ -187,7 +187,8 @@ def test_a_round_that_is_repeated_for_lack_of_a_quorum_ends_in_the_same_bits(
     tmp_path: Path, undisturbed: RunStore
 ) -> None:
     world = World(tmp_path, plan(difference=True, quorum=2))
-    inner, refused = world.grid.nodes[1], []
+    inner = world.grid.nodes[1]
+    refused: list[Task] = []
 
     def once(message: Message) -> Message | None:
         task = task_from_message(message)

@@ -12,7 +12,6 @@ from client.site import read_site
 from cxrbase_model.messages import Reply, Task
 from cxrbase_model.state import State, subtract
 from server.exchange import Exchange
-from server.initial import initial_state
 from server.live import Live
 from server.report import summary_text, write_report
 from server.rounds import RoundLoop
@@ -20,6 +19,7 @@ from server.spent import epsilon
 from server.store import RunStore
 from sim.grid import LocalGrid
 from sim.tiny import write_tiny_hospital
+from tests.server.hospitals import start_of
 from tests.sim.test_hospitals_and_rules import node, plan
 
 ADAPTIVE = {"clip": 1e-3, "noise_multiplier": 0.4, "adaptive": {"lr": 0.5, "count_noise": 2.0}}
@@ -44,8 +44,7 @@ def run(folder: Path, privacy: dict[str, Any], **sections: Any) -> RunStore:
 
 
 def moved(store: RunStore, stage: str) -> State:
-    before = initial_state(store.plan, store.plan.stage(stage), store)  # type: ignore[arg-type]  # a training stage
-    return subtract(store.stage_state(stage), before)
+    return subtract(store.stage_state(stage), start_of(store, stage))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def _task(store: RunStore, number: int) -> Task:
     from cxrbase_model.plan import plan_to_text
     from cxrbase_model.state import digest
 
-    before = initial_state(store.plan, store.plan.stages[0], store)  # type: ignore[arg-type]  # a training stage
+    before = start_of(store)
     return Task(
         "pretrain", "again", number, "mae", number, "mae", plan_to_text(store.plan), store.plan.digest, digest(before),
         pack(before), clip=1.0,

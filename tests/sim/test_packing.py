@@ -40,8 +40,9 @@ def test_the_table_sets_each_packing_against_the_first_of_the_same_seed() -> Non
         "0.6900 0.6300",
         "0.6600",
         "-0.0100 +0.0300",
-        "+0.0100",
+        "+0.0100 (-0.2441 to +0.2641)",  # 12.706 times 0.02
     ]
+    assert rows[0][-1] == "+0.0000"
 
 
 @pytest.mark.parametrize("name", ["packing", "packing-phantoms"])

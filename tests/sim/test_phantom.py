@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,12 @@ def region(image: Map, left: float, right: float, top: float, bottom: float) -> 
     columns = [round((x / FIELD + 0.5) * SIDE) for x in (left, right)]
     rows = [round((y + 0.125 * FIELD) / FIELD * SIDE) for y in (top, bottom)]
     return image[rows[0] : rows[1], columns[0] : columns[1]]
+
+
+def beside(image: Map, side: int, near: float, far: float, top: float, bottom: float) -> Map:
+    """The region between two distances from the middle, on the left (-1) or the right (1) of the picture."""
+    left, right = sorted((side * near, side * far))
+    return region(image, left, right, top, bottom)
 
 
 def test_a_picture_is_float32_between_zero_and_one_in_the_scanners_matrix() -> None:
@@ -98,7 +105,7 @@ def test_cardiomegaly_widens_the_heart_beyond_half_of_the_thorax() -> None:
 def test_an_effusion_whitens_the_base_on_its_side_only(side: int) -> None:
     image, plain = radiograph(Lesion(EFFUSION, side, 0.6)), radiograph()
     difference = image - plain
-    base = {one: region(difference, *sorted((one * 9.0, one * 12.0)), 21, 23).mean() for one in (-1, 1)}
+    base = {one: beside(difference, one, 9, 12, 21, 23).mean() for one in (-1, 1)}
     assert base[side] > 0.2
     assert abs(base[-side]) < 0.07
 
@@ -113,7 +120,7 @@ def test_an_effusion_climbs_the_lateral_wall_as_a_meniscus() -> None:
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_pneumothorax_darkens_the_periphery_on_its_side(side: int) -> None:
     difference = radiograph(Lesion(PNEUMOTHORAX, side, 0.8)) - radiograph()
-    edge = {one: region(difference, *sorted((one * 10.5, one * 12.0)), 9, 15).mean() for one in (-1, 1)}
+    edge = {one: beside(difference, one, 10.5, 12, 9, 15).mean() for one in (-1, 1)}
     assert edge[side] < edge[-side] - 0.08
 
 
@@ -169,7 +176,7 @@ def test_a_tube_holds_the_volume_of_its_profile() -> None:
     assert thickness[:, column].sum() * PITCH == pytest.approx(np.pi / 4, rel=0.02)  # half an ellipse, 1 cm by 1 cm
 
 
-def test_the_contact_sheet_shows_every_finding_in_every_kind_of_hospital(tmp_path) -> None:
+def test_the_contact_sheet_shows_every_finding_in_every_kind_of_hospital(tmp_path: Path) -> None:
     path = contact_sheet(tmp_path / "new" / "phantoms.png", side=40)
     with Image.open(path) as sheet:
         assert sheet.size[0] == 6 * 46

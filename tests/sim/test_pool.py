@@ -17,7 +17,7 @@ def pool() -> Any:
     labels = np.tile(np.array([0, 0, 0, 1], np.float32), 50)[:, None]
     labels[100:] = 1
     hospitals = np.repeat([0, 1], 100)
-    table = SimpleNamespace(
+    table: Any = SimpleNamespace(
         labels=labels, hospitals=hospitals, patients=np.repeat(np.arange(100), 2), splits=np.zeros(200, np.uint8)
     )
     table.cells = lambda rows: Pool.cells(table, rows)

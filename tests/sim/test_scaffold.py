@@ -19,7 +19,7 @@ from client.variates import FOLDER, Variates, forget_variates
 from cxrbase_model.codec import encode
 from cxrbase_model.features import build_objective
 from cxrbase_model.messages import Reply, Task, reply_to_message, task_from_message
-from cxrbase_model.plan import Plan
+from cxrbase_model.plan import Plan, PretrainStage
 from cxrbase_model.settings import read, to_mapping
 from cxrbase_model.state import load_state, state_of, subtract
 from cxrbase_model.variates import PREFIX, steered
@@ -29,7 +29,7 @@ from server.rounds import RoundLoop
 from server.store import RunStore
 from sim.grid import LocalGrid, Node
 from sim.tiny import write_tiny_hospital
-from tests.server.hospitals import short_plan
+from tests.server.hospitals import short_plan, start_of
 from tests.sim.test_hospitals_and_rules import held_out, node, plan
 
 RATE, STEPS = 0.1, 10
@@ -55,7 +55,8 @@ def quadratic(name: str, private: Path, change: Change = lambda task, reply: rep
             told = {"kinds": ["pretrain"], "pictures": {"train": 10}}
             return reply_to_message(replace(reply, description=told), message)
         work = check_task(task, 10**6)
-        model = build_objective(work.plan, work.stage)  # type: ignore[arg-type]  # a stage of pretraining
+        assert isinstance(work.stage, PretrainStage)
+        model = build_objective(work.plan, work.stage)
         load_state(model, work.state)
         variates = Variates(private / name, task, work.control)
         trained = [each for each in model.parameters() if each.requires_grad]
@@ -121,7 +122,7 @@ def test_the_plain_mean_drifts_and_scaffold_reaches_the_common_optimum(tmp_path:
 def test_each_round_is_that_of_the_paper(tmp_path: Path) -> None:
     """Algorithm 1 with option II on one number, which all weights follow from wherever they started."""
     store = run(tmp_path, planned(3), nodes(tmp_path))
-    start = float(state_of(build_objective(store.plan, store.plan.stages[0]))["decoder_norm.weight"][0])  # type: ignore[arg-type]  # a stage of pretraining
+    start = float(start_of(store)["decoder_norm.weight"][0])
     x, c, own = start, 0.0, dict.fromkeys("abc", 0.0)
     for _ in range(3):
         ends = {}

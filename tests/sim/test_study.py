@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from sim.study import jobs, read_study
 from sim.study_bench import Bench
 from sim.study_table import Outcome, interval
 
-PLAN = {
+PLAN: dict[str, Any] = {
     "schema": 1, "name": "tiny",
     "data": {"findings": ["Pneumonia"], "image_size": 32, "validation": 0.2, "test": 0.4},
     "model": {"encoder": "vit_micro", "depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2},
@@ -33,7 +34,7 @@ PLAN = {
         {"kind": "finetune", "name": "probe", "rounds": 1, "batch_size": 4, "trains": "head", "pooling": "attentive"},
     ],
 }  # fmt: skip
-STUDY = {
+STUDY: dict[str, Any] = {
     "plan": "plan.yaml", "hospitals": {"kind": "folders"}, "seeds": [1], "pretrained_seed": 1, "unseen": ["west"], "steps": 2,
     "labels": [{"labels": 0.5, "draws": 2, "steps": 3, "looks": 2, "reference_draws": 1}], "scratch_lr": 0.001, "recipe": "all",
     "recipes": [{"name": "plain", "init": "random", "head": "erased"}, {"name": "all", "intensity": "equalize", "balance": "within"}],
@@ -139,7 +140,7 @@ def test_an_unknown_recipe_is_named(study: Path) -> None:
 
 
 def test_a_reference_that_is_named_as_a_stage_is_an_error(study: Path) -> None:
-    stages = [*PLAN["stages"], {"kind": "finetune", "name": "resnet18", "rounds": 1}]  # type: ignore[misc]
+    stages = [*PLAN["stages"], {"kind": "finetune", "name": "resnet18", "rounds": 1}]
     (study / "plan.yaml").write_text(yaml.safe_dump({**PLAN, "stages": stages}))
     with pytest.raises(
         SettingsError, match=r"reference\.network: expected another name than a stage's, found 'resnet18'"
@@ -166,7 +167,7 @@ def test_a_probe_of_random_weights_trains_its_head_alone(study: Path) -> None:
 
 
 def test_more_draws_of_the_reference_than_of_patients_are_named(study: Path) -> None:
-    share = {**STUDY["labels"][0], "reference_draws": 3}  # type: ignore[index,dict-item]
+    share = {**STUDY["labels"][0], "reference_draws": 3}
     (study / "study.yaml").write_text(yaml.safe_dump({**STUDY, "labels": [share]}))
     with pytest.raises(SettingsError, match=r"reference_draws: expected at most draws, 2; found 3"):
         read_study(study / "study.yaml")

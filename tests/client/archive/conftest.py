@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
 from client.archive.settings import DicomArchive
 from client.site import Compute, Limits, Site
@@ -29,14 +29,14 @@ def chest(number: int, side: int = 192) -> np.ndarray[Any, Any]:
     picture = 0.75 - 0.2 * y**2
     for centre in (-0.42, 0.42):
         picture -= 0.5 * np.exp(-(((x - centre) / 0.25) ** 4) - ((y / 0.6) ** 4))
-    return np.clip(picture + rng.normal(0, 0.03, picture.shape), 0, 1)
+    return np.asarray(np.clip(picture + rng.normal(0, 0.03, picture.shape), 0, 1))
 
 
 def radiograph(number: int, **elements: Any) -> FileDataset:
     """A frontal chest radiograph as a DICOM data set; `elements` replace or, as None, remove header elements."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
-    meta.MediaStorageSOPInstanceUID = f"{ROOT}.3.{number}"
+    meta.MediaStorageSOPInstanceUID = UID(f"{ROOT}.3.{number}")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", Dataset(), file_meta=meta, preamble=b"\0" * 128)
     pixels = (chest(number) * 4095).astype(np.uint16)
@@ -120,7 +120,7 @@ def make_site(tmp_path: Path) -> Callable[..., Site]:
         private.mkdir(mode=0o700, exist_ok=True)
         if not (private / "secret.key").exists():  # else each run of the tests would split the patients anew
             (private / "secret.key").write_text("1f" * 32)
-        defaults = {
+        defaults: dict[str, Any] = {
             "schema": 1, "site": "test-site", "archive": DicomArchive(path=tmp_path / "dicom"), "private": tmp_path / "private",
             "compute": Compute(workers=1), "limits": Limits(seconds=20, memory=1024),
         }  # fmt: skip

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from client.archive.decode import coded_size, stored_values
 from client.archive.reasons import Excluded, Reason
@@ -29,7 +29,7 @@ def field(bits: int, *, signed: bool = False) -> NDArray[np.int64]:
     """Waves and noise over the whole range of the bits, int64 [24, 36]."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     waves = np.sin(x / 5) + np.cos(y / 4) + np.random.default_rng(bits).normal(0, 0.1, (HEIGHT, WIDTH))
-    values = np.rint((waves - waves.min()) / np.ptp(waves) * (2**bits - 1)).astype(np.int64)
+    values: NDArray[np.int64] = np.rint((waves - waves.min()) / np.ptp(waves) * (2**bits - 1)).astype(np.int64)
     return values - 2 ** (bits - 1) if signed else values
 
 
@@ -39,7 +39,7 @@ def picture(
     """A description of the pixels in `data`; `elements` replace others."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
     values: dict[str, Any] = {
         "Rows": HEIGHT, "Columns": WIDTH, "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
         "BitsAllocated": allocated, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": int(signed),
@@ -79,7 +79,10 @@ def test_values_come_out_of_their_bits_whatever_is_in_the_others(
     np.testing.assert_array_equal(stored_values(dataset), values)
 
 
-def lossless_jpeg(values: NDArray[Any]) -> bytes:
+Encoder = Callable[[NDArray[Any]], bytes | bytearray]
+
+
+def lossless_jpeg(values: NDArray[Any]) -> bytes | bytearray:
     return imagecodecs.ljpeg_encode(values, bitspersample=12 if values.dtype.itemsize > 1 else 8)
 
 
@@ -97,7 +100,7 @@ def run_lengths(values: NDArray[Any]) -> bytes:
     return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(segments)
 
 
-LOSSLESS: dict[str, tuple[str, Callable[[NDArray[Any]], bytes]]] = {
+LOSSLESS: dict[str, tuple[str, Encoder]] = {
     "jpeg-lossless": (JPEG + "57", lossless_jpeg),
     "jpeg-lossless-sv1": (JPEG + "70", lossless_jpeg),
     "jpeg-ls": (JPEG + "80", imagecodecs.jpegls_encode),
@@ -113,7 +116,7 @@ LOSSLESS: dict[str, tuple[str, Callable[[NDArray[Any]], bytes]]] = {
 def test_lossless_code_streams_come_back_to_the_bit(kind: str, bits: int) -> None:
     syntax, encode = LOSSLESS[kind]
     values = field(bits)
-    frame = encode(np.ascontiguousarray(values.astype(np.uint8 if bits == 8 else np.uint16)))
+    frame = bytes(encode(np.ascontiguousarray(values.astype(np.uint8 if bits == 8 else np.uint16))))
     dataset = picture(encapsulate([frame]), bits, allocated=8 if bits == 8 else 16, syntax=syntax)
     np.testing.assert_array_equal(stored_values(dataset), values)
 
@@ -122,20 +125,20 @@ def test_lossless_code_streams_come_back_to_the_bit(kind: str, bits: int) -> Non
 def test_signed_values_in_unsigned_code_streams_get_their_sign_back(kind: str) -> None:
     syntax, encode = LOSSLESS[kind]
     values = field(12, signed=True)
-    frame = encode((values & 0xFFF).astype(np.uint16))
+    frame = bytes(encode((values & 0xFFF).astype(np.uint16)))
     np.testing.assert_array_equal(stored_values(picture(encapsulate([frame]), 12, signed=True, syntax=syntax)), values)
 
 
 def test_signed_jpeg_2000_code_streams_keep_their_sign() -> None:
     values = field(16, signed=True)
-    frame = imagecodecs.jpeg2k_encode(values.astype(np.int16), codecformat="j2k", level=0)
+    frame = bytes(imagecodecs.jpeg2k_encode(values.astype(np.int16), codecformat="j2k", level=0))
     dataset = picture(encapsulate([frame]), 16, signed=True, syntax=JPEG + "90")
     np.testing.assert_array_equal(stored_values(dataset), values)
 
 
 def test_a_frame_may_lie_in_several_fragments() -> None:
     values = field(12)
-    frame = imagecodecs.jpegls_encode(values.astype(np.uint16))
+    frame = bytes(imagecodecs.jpegls_encode(values.astype(np.uint16)))
     dataset = picture(encapsulate([frame], fragments_per_frame=3), 12, syntax=JPEG + "80")
     np.testing.assert_array_equal(stored_values(dataset), values)
 
@@ -217,7 +220,7 @@ def test_pictures_of_floats_are_no_radiographs() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in LOSSLESS if kind != "rle"])
 def test_the_size_in_a_code_stream_is_read_without_decoding_it(kind: str) -> None:
-    frame = LOSSLESS[kind][1](field(8).astype(np.uint8))
+    frame = bytes(LOSSLESS[kind][1](field(8).astype(np.uint8)))
     assert coded_size(frame) == (HEIGHT, WIDTH)
 
 
@@ -231,7 +234,8 @@ def test_a_code_stream_that_says_no_size_is_left_to_its_decoder(frame: bytes) ->
 @pytest.mark.parametrize("kind", ["jpeg-ls", "jpeg-2000", "jpeg-lossless"])
 def test_a_code_stream_that_claims_another_size_is_refused_before_memory_is_taken(kind: str) -> None:
     syntax, encode = LOSSLESS[kind]
-    dataset = picture(encapsulate([encode(np.zeros((4000, 4000), np.uint8))]), 8, allocated=8, syntax=syntax)
+    frame = bytes(encode(np.zeros((4000, 4000), np.uint8)))
+    dataset = picture(encapsulate([frame]), 8, allocated=8, syntax=syntax)
     tracemalloc.start()
     found = reason_of(dataset)
     peak = tracemalloc.get_traced_memory()[1]
@@ -240,7 +244,7 @@ def test_a_code_stream_that_claims_another_size_is_refused_before_memory_is_take
     assert peak < 4_000_000
 
 
-LOSSY = {
+LOSSY: dict[str, tuple[str, Encoder]] = {
     "jpeg-baseline": (JPEG + "50", lambda values: imagecodecs.jpeg_encode(values, level=90)),
     "jpeg-ls-near-lossless": (JPEG + "81", lambda values: imagecodecs.jpegls_encode(values, level=2)),
     "jpeg-2000-lossy": (JPEG + "91", lambda values: imagecodecs.jpeg2k_encode(values, codecformat="j2k", level=60)),
@@ -251,14 +255,14 @@ LOSSY = {
 def test_lossy_code_streams_come_back_nearly(kind: str) -> None:
     syntax, encode = LOSSY[kind]
     values = field(8)
-    dataset = picture(encapsulate([encode(values.astype(np.uint8))]), 8, allocated=8, syntax=syntax)
+    dataset = picture(encapsulate([bytes(encode(values.astype(np.uint8)))]), 8, allocated=8, syntax=syntax)
     assert np.abs(stored_values(dataset) - values).max() < 24  # of noise that such codes smooth
 
 
 @pytest.mark.parametrize("kind", LOSSLESS | LOSSY)
 def test_a_code_stream_cut_in_half_or_to_nothing_is_unreadable(kind: str) -> None:
     syntax, encode = (LOSSLESS | LOSSY)[kind]
-    frame = encode(field(8).astype(np.uint8))
+    frame = bytes(encode(field(8).astype(np.uint8)))
     for length in (0, 1, 3, len(frame) // 4, len(frame) // 2):
         dataset = picture(encapsulate([frame[:length] or b"\0"]), 8, allocated=8, syntax=syntax)
         assert reason_of(dataset) is Reason.UNREADABLE, f"{length} bytes"

@@ -64,7 +64,7 @@ def seeds(write_radiograph: Callable[..., Path], tmp_path: Path) -> list[bytes]:
         if syntax == RLELossless:
             dataset.compress(RLELossless, generate_instance_uid=False)
         else:
-            dataset.PixelData = encapsulate([frames[syntax]])
+            dataset.PixelData = encapsulate([bytes(frames[syntax])])
             dataset.file_meta.TransferSyntaxUID = syntax
         buffer = BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)

@@ -96,8 +96,8 @@ def test_byte_order_marks_accents_and_gzip_are_read(tmp_path: Path) -> None:
     assert list(read_rows(tmp_path / "labels.csv.gz")) == [{"Überschrift": "ä", "b": "1"}]
 
 
-def entry(name: str, **keys: bytes) -> Entry:
-    return Entry(name, 1, 1, "", "", **keys)  # type: ignore[arg-type]
+def entry(name: str, uid: bytes | None = None, accession: bytes | None = None) -> Entry:
+    return Entry(name, 1, 1, "", "", uid=uid, accession=accession)
 
 
 class TestLabelBook:

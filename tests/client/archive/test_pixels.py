@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from client.archive.pixels import decode_image_file, fit, render, square_pixels, without_borders
 from client.archive.reasons import Excluded, Reason
@@ -207,8 +207,8 @@ def test_luminance_without_chrominance_is_grey(compressed: bool) -> None:
 def test_a_grey_jpeg_of_three_samples_is_grey() -> None:
     values = grey_in_three()
     dataset = picture(values, PhotometricInterpretation="YBR_FULL_422")
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.50"
-    dataset.PixelData = encapsulate([imagecodecs.jpeg_encode(values, level=95)])
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([bytes(imagecodecs.jpeg_encode(values, level=95))])
     assert np.abs(render(dataset, SMALL).astype(int) - values[..., 0]).max() <= 4
 
 

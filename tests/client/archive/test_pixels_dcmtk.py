@@ -34,9 +34,10 @@ def radiograph(bits: int, *, signed: bool = False) -> NDArray[Any]:
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     field = 0.45 * (1 + np.sin(x / 13) * np.cos(y / 17)) + 0.1 * (x > 50) * (y > 30)
     field = (field - field.min()) / (field.max() - field.min())
-    values = np.rint(field * (2**bits - 1)).astype(np.int64)
+    values: NDArray[np.int64] = np.rint(field * (2**bits - 1)).astype(np.int64)
     if signed:
-        return (values - 2 ** (bits - 1)).astype(np.int16)
+        values -= 2 ** (bits - 1)
+        return values.astype(np.int16)
     return values.astype(np.uint8 if bits <= 8 else np.uint16)
 
 

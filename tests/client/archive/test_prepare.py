@@ -54,7 +54,7 @@ def encoded(write_radiograph: Radiograph, tmp_path: Path) -> Callable[[str], byt
             dataset.compress(RLELossless, generate_instance_uid=False)
         if kind == "jpeg2000":
             frame = imagecodecs.jpeg2k_encode(dataset.pixel_array, codecformat="j2k", reversible=True, level=0)
-            dataset.PixelData = encapsulate([frame])
+            dataset.PixelData = encapsulate([bytes(frame)])
             dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
         buffer = BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.config import disable_value_validation
-from pydicom.sr import codes
+from pydicom.sr.codedict import codes
 
 from client.archive.reasons import Excluded, Reason
 from client.archive.select import Rules, View, classify

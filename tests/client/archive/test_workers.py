@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,14 +19,14 @@ from client.archive.workers import Failed, Pool
 MIB = 1 << 20
 
 
-def run(tasks: list[object], *, count: int = 2, seconds: int = 20, memory: int = 256 * MIB) -> list[object]:
+def run(tasks: Sequence[object], *, count: int = 2, seconds: int = 20, memory: int = 256 * MIB) -> list[object]:
     with Pool(eval_task, count=count, seconds=seconds, memory=memory) as pool:
         results = list(pool.run(tasks))
     assert [task for task, _ in results] == tasks
     return [result for _, result in results]
 
 
-def eval_task(task: object) -> object:
+def eval_task(task: Any) -> object:
     """Do what the task says."""
     match task:
         case ("sleep", seconds):

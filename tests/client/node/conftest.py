@@ -33,7 +33,7 @@ SECRET = b"between the SuperNode and its executor"
 NODE, RUN = 7, 11
 
 
-def wait_for(look: Callable[[], Found]) -> Found:
+def wait_for(look: Callable[[], Found | None]) -> Found:
     """What `look` gives once it is true; fails where it does not become so."""
     deadline = time.monotonic() + WAIT
     while not (found := look()):

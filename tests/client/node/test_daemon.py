@@ -164,10 +164,11 @@ def test_a_health_address_that_is_taken_is_told(site: Site, authority: Authority
 def test_a_running_task_is_seen(site: Site, authority: Authority) -> None:
     joined(site.private, authority.pem, 9)
     node = Node(site, site.private.parent / "SITE.yaml", membership(site))
-    assert not node.busy
+    seen = [node.busy]
     with locked(private_folder(site.private / "run") / "task.lock"):
-        assert node.busy
-    assert not node.busy
+        seen.append(node.busy)
+    seen.append(node.busy)
+    assert seen == [False, True, False]
 
 
 @pytest.mark.parametrize(

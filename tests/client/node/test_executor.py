@@ -17,7 +17,7 @@ from client.node.supernode import environment, python
 from client.site import Site
 from cxrbase_model.bundle import release_bundle
 from cxrbase_model.messages import Code, Task, reply_from_message
-from cxrbase_model.plan import Plan
+from cxrbase_model.plan import Plan, PretrainStage
 from tests.client.node.conftest import SECRET, WAIT, SuperNode, wait_for
 
 
@@ -39,8 +39,9 @@ def executor(supernode: SuperNode, site: Site, tmp_path: Path) -> Iterator[subpr
 @pytest.fixture
 def long_task(task_for: Callable[..., Task], plan: Plan) -> Task:
     """Training that is still under way when a test ends it."""
-    stage = replace(plan.stages[0], local_epochs=1000.0)
-    return task_for("mae", plan=replace(plan, stages=(stage, *plan.stages[1:])))
+    stage = plan.stages[0]
+    assert isinstance(stage, PretrainStage)
+    return task_for("mae", plan=replace(plan, stages=(replace(stage, local_epochs=1000.0), *plan.stages[1:])))
 
 
 @pytest.mark.usefixtures("executor")

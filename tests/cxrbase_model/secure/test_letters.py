@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ READERS = {
 KEY, SHARE = "ab" * 32, "cd" * 32
 FIELDS = {"seal": KEY, "mask": "ba" * 32, "seed": KEY, "signature": ""}
 WRONG: list[tuple[str, Any]] = [
-    *((kind, content) for kind in READERS for content in ([], 3, "text", None)),
+    *product(READERS, ([], 3, "text", None)),
     ("advert", {}), ("advert", FIELDS | {"more": ""}), ("advert", FIELDS | {"seal": "ab"}), ("advert", FIELDS | {"seal": "xy" * 32}),
     ("advert", FIELDS | {"seal": 5}), ("advert", FIELDS | {"signature": "ab" * 161}),
     ("roster", {"a": FIELDS, "b": FIELDS}), ("roster", {"../a": FIELDS}), ("roster", {"a": FIELDS | {"mask": KEY}}),

@@ -32,7 +32,8 @@ def result(rule: RankRule, updates: NDArray[np.float32], folder: Path) -> NDArra
 
 
 def distances(points: NDArray[np.floating]) -> NDArray[np.float64]:
-    return np.square(points[:, None].astype(np.float64) - points[None]).sum(axis=2)
+    squares: NDArray[np.float64] = np.square(points[:, None].astype(np.float64) - points[None])
+    return np.asarray(squares.sum(axis=2), np.float64)
 
 
 @pytest.mark.parametrize("count", [3, 4, 7, 8])

@@ -26,6 +26,13 @@ from tests.client.archive.pacs.orthanc import (
     run_orthanc,
 )
 
+# What the fixtures of the same names give.
+Web = Callable[..., DicomwebArchive]
+Dimse = Callable[..., DimseArchive]
+OpenPacs = Callable[..., PacsSource]
+Fetched = Callable[[PacsSource], list[str]]
+Proxies = Callable[..., Proxy]
+
 
 @pytest.fixture
 def content() -> Content:
@@ -60,23 +67,29 @@ def tls_pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsPacs]:
 
 
 @pytest.fixture
-def web(pacs: Pacs, tmp_path: Path) -> Callable[..., DicomwebArchive]:
+def web(pacs: Pacs, tmp_path: Path) -> Web:
     """Settings of the PACS over DICOMweb: `web(since=..., ...)`."""
     (tmp_path / "password").write_text(PASSWORD + "\n")
 
     def make(**settings: Any) -> DicomwebArchive:
-        defaults = {"url": pacs.web, "user": USER, "password": tmp_path / "password", "pause": 0.01, "timeout": 10}
+        defaults: dict[str, Any] = {
+            "url": pacs.web,
+            "user": USER,
+            "password": tmp_path / "password",
+            "pause": 0.01,
+            "timeout": 10,
+        }
         return DicomwebArchive(**(defaults | settings))
 
     return make
 
 
 @pytest.fixture
-def dimse(pacs: Pacs) -> Callable[..., DimseArchive]:
+def dimse(pacs: Pacs) -> Dimse:
     """Settings of the PACS over DIMSE: `dimse(retrieve="move", ...)`; 2019 and 2020 unless told otherwise."""
 
     def make(**settings: Any) -> DimseArchive:
-        defaults = {
+        defaults: dict[str, Any] = {
             "host": "localhost",
             "port": pacs.port,
             "remote_ae": "ANSWERS",
@@ -94,7 +107,7 @@ def dimse(pacs: Pacs) -> Callable[..., DimseArchive]:
 
 
 @pytest.fixture
-def open_pacs(tmp_path: Path) -> Iterator[Callable[..., PacsSource]]:
+def open_pacs(tmp_path: Path) -> Iterator[OpenPacs]:
     """Opens a source with a private folder in the test's folder; what it opened is closed at the end."""
     sources = []
 
@@ -108,7 +121,7 @@ def open_pacs(tmp_path: Path) -> Iterator[Callable[..., PacsSource]]:
 
 
 @pytest.fixture
-def fetched(content: Content) -> Callable[[PacsSource], list[str]]:
+def fetched(content: Content) -> Fetched:
     """Lists and fetches everything, takes it out of the spool, and gives the sorted SOP Instance UIDs in the files."""
 
     def run(source: PacsSource) -> list[str]:
@@ -122,7 +135,7 @@ def fetched(content: Content) -> Callable[[PacsSource], list[str]]:
 
 
 @pytest.fixture
-def proxy(pacs: Pacs) -> Iterator[Callable[..., Proxy]]:
+def proxy(pacs: Pacs) -> Iterator[Proxies]:
     """Starts a proxy before the PACS: `proxy()`, with TLS `proxy(context)`."""
     proxies = []
 

@@ -7,10 +7,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 
@@ -19,11 +22,13 @@ from client.archive.pacs.deliveries import NOT_AUTHORISED, Receiver
 from client.archive.pacs.link import Failure
 from client.archive.sources import SourceLost
 from cxrbase_model.settings import SettingsError
+from tests.client.archive.pacs.conftest import Dimse, Fetched, OpenPacs
+from tests.client.archive.pacs.orthanc import Content, Pacs, TlsPacs
 
 
 @pytest.mark.parametrize("retrieve", ["get", "move"])
 def test_chest_radiographs_are_fetched_and_everything_else_is_left(
-    retrieve, dimse, open_pacs, fetched, content
+    retrieve: str, dimse: Dimse, open_pacs: OpenPacs, fetched: Fetched, content: Content
 ) -> None:
     source = open_pacs(dimse(retrieve=retrieve))
     assert fetched(source) == sorted(content.wanted())
@@ -31,7 +36,7 @@ def test_chest_radiographs_are_fetched_and_everything_else_is_left(
 
 
 @pytest.mark.parametrize("retrieve", ["get", "move"])
-def test_a_compressed_picture_comes_as_it_is_stored(retrieve, dimse, open_pacs) -> None:
+def test_a_compressed_picture_comes_as_it_is_stored(retrieve: str, dimse: Dimse, open_pacs: OpenPacs) -> None:
     source = open_pacs(dimse(retrieve=retrieve, since="2019-08-15", until="2019-08-15"))
     (item,) = source.fetch(source.items())
     data = item.read(1 << 20)
@@ -39,38 +44,49 @@ def test_a_compressed_picture_comes_as_it_is_stored(retrieve, dimse, open_pacs) 
     assert b"1.2.840.10008.1.2.5\0" in data[:600], "RLE, in the file meta information"
 
 
-def test_studies_are_chosen_by_date_modality_and_body_part(dimse, open_pacs, fetched, content) -> None:
+def test_studies_are_chosen_by_date_modality_and_body_part(
+    dimse: Dimse, open_pacs: OpenPacs, fetched: Fetched, content: Content
+) -> None:
     assert fetched(open_pacs(dimse(since="2019-03-01", until="2019-08-14"))) == sorted(content.wanted(5, 6))
     assert fetched(open_pacs(dimse(modalities=("DX",)))) == sorted(content.wanted(3, 4))
     assert fetched(open_pacs(dimse(body_parts=("thorax",)))) == sorted(content.wanted(5, 6))
 
 
-def test_a_list_of_accession_numbers_chooses_the_studies(dimse, open_pacs, fetched, content, tmp_path) -> None:
+def test_a_list_of_accession_numbers_chooses_the_studies(
+    dimse: Dimse, open_pacs: OpenPacs, fetched: Fetched, content: Content, tmp_path: Path
+) -> None:
     (tmp_path / "list.txt").write_text("".join(f"{content.accession(study)}\n" for study in (4, 8, 21, 999)))
     assert fetched(open_pacs(dimse(accessions=tmp_path / "list.txt"))) == sorted(content.wanted(4, 8))
 
 
-def test_without_dates_the_search_covers_all_years(dimse, open_pacs, content) -> None:
+def test_without_dates_the_search_covers_all_years(dimse: Dimse, open_pacs: OpenPacs, content: Content) -> None:
     assert len(list(open_pacs(dimse(since="", until="")).items())) == len(content.wanted())
 
 
-def test_answers_that_are_cut_off_are_asked_for_again_by_date(tls_pacs, dimse, open_pacs, fetched, content) -> None:
+def test_answers_that_are_cut_off_are_asked_for_again_by_date(
+    tls_pacs: TlsPacs, dimse: Dimse, open_pacs: OpenPacs, fetched: Fetched, content: Content
+) -> None:
     archive = dimse(port=tls_pacs.pacs.port, tls=tls_pacs.tls, most_results=1000)
     assert fetched(open_pacs(archive)) == sorted(content.wanted()), "Orthanc says so, with status 0xFE00"
     archive = dimse(port=tls_pacs.pacs.port, tls=tls_pacs.tls, most_results=2)
     assert fetched(open_pacs(archive)) == sorted(content.wanted()), "down to the time of day"
 
 
-def test_a_move_over_tls_is_delivered_over_tls(tls_pacs, dimse, open_pacs, fetched, content) -> None:
+def test_a_move_over_tls_is_delivered_over_tls(
+    tls_pacs: TlsPacs, dimse: Dimse, open_pacs: OpenPacs, fetched: Fetched, content: Content
+) -> None:
     there = {"port": tls_pacs.pacs.port, "own_port": tls_pacs.pacs.deliver, "tls": tls_pacs.tls}
     assert fetched(open_pacs(dimse(retrieve="move", since="2020-01-01", **there))) == sorted(content.wanted(8, 9))
     with pytest.raises(SourceLost, match=r"archive\.port: no DICOM answer"):
         list(open_pacs(dimse(port=tls_pacs.pacs.port)).items())
 
 
-def test_an_interrupted_fetch_goes_on_where_it_stopped(dimse, open_pacs, content, tmp_path) -> None:
+def test_an_interrupted_fetch_goes_on_where_it_stopped(
+    dimse: Dimse, open_pacs: OpenPacs, content: Content, tmp_path: Path
+) -> None:
     source = open_pacs(dimse(connections=1))
     partly = source.fetch(list(source.items()))
+    assert isinstance(partly, Generator)
     first = next(partly)
     partly.close()
     source.close()
@@ -84,18 +100,20 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(dimse, open_pacs, content
     assert {name: now[name] for name in spooled} == spooled, "not written again"
 
 
-def test_a_pacs_that_delivers_from_another_ae_is_accepted_where_listed(dimse, open_pacs, fetched, content) -> None:
+def test_a_pacs_that_delivers_from_another_ae_is_accepted_where_listed(
+    dimse: Dimse, open_pacs: OpenPacs, fetched: Fetched, content: Content
+) -> None:
     there = {"retrieve": "move", "own_ae": "CXRMOVE", "since": "2020-01-01"}
     assert fetched(open_pacs(dimse(senders=("SOMEONE", "DELIVERS"), **there))) == sorted(content.wanted(8, 9))
 
 
-def test_a_sender_that_is_not_listed_is_refused_and_told(dimse, open_pacs) -> None:
+def test_a_sender_that_is_not_listed_is_refused_and_told(dimse: Dimse, open_pacs: OpenPacs) -> None:
     source = open_pacs(dimse(retrieve="move", own_ae="CXRMOVE", since="2020-01-01"))
     with pytest.raises(SourceLost, match=r"archive\.senders: DELIVERS wanted to deliver"):
         list(source.fetch(list(source.items())))
 
 
-def test_pictures_nobody_asked_for_are_refused_even_from_a_listed_sender(dimse) -> None:
+def test_pictures_nobody_asked_for_are_refused_even_from_a_listed_sender(dimse: Dimse) -> None:
     archive = dimse(retrieve="move", senders=("FRIEND",))
     receiver = Receiver(archive, None)
     try:
@@ -107,7 +125,7 @@ def test_pictures_nobody_asked_for_are_refused_even_from_a_listed_sender(dimse) 
         receiver.close()
 
 
-def test_every_transfer_syntax_of_radiographs_is_accepted_for_delivery(dimse) -> None:
+def test_every_transfer_syntax_of_radiographs_is_accepted_for_delivery(dimse: Dimse) -> None:
     archive = dimse(retrieve="move", senders=("FRIEND",))
     receiver = Receiver(archive, None)
     entity = AE("FRIEND")
@@ -130,7 +148,9 @@ def test_every_transfer_syntax_of_radiographs_is_accepted_for_delivery(dimse) ->
         ({"own_ae": "STRANGER"}, r"archive\.own_ae STRANGER"),
     ],
 )
-def test_wrong_settings_are_told_within_seconds(settings: dict[str, Any], message: str, dimse, open_pacs) -> None:
+def test_wrong_settings_are_told_within_seconds(
+    settings: dict[str, Any], message: str, dimse: Dimse, open_pacs: OpenPacs
+) -> None:
     started = time.monotonic()
     source = open_pacs(dimse(**settings))
     with pytest.raises(SourceLost, match=message):
@@ -138,7 +158,7 @@ def test_wrong_settings_are_told_within_seconds(settings: dict[str, Any], messag
     assert time.monotonic() - started < 6
 
 
-def test_a_server_that_accepts_and_says_nothing_is_told_within_seconds(dimse, open_pacs) -> None:
+def test_a_server_that_accepts_and_says_nothing_is_told_within_seconds(dimse: Dimse, open_pacs: OpenPacs) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         with pytest.raises(SourceLost, match=r"archive\.port: no DICOM answer"):
@@ -146,7 +166,7 @@ def test_a_server_that_accepts_and_says_nothing_is_told_within_seconds(dimse, op
         assert time.monotonic() - started < 4
 
 
-def test_a_taken_port_for_deliveries_is_told(dimse, open_pacs, pacs) -> None:
+def test_a_taken_port_for_deliveries_is_told(dimse: Dimse, open_pacs: OpenPacs, pacs: Pacs) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(SourceLost, match=r"archive\.own_port: cannot listen"),
@@ -154,7 +174,9 @@ def test_a_taken_port_for_deliveries_is_told(dimse, open_pacs, pacs) -> None:
         open_pacs(dimse(retrieve="move", own_port=taken.getsockname()[1]))
 
 
-def test_an_association_that_breaks_is_made_again(dimse, open_pacs, fetched, content, pacs) -> None:
+def test_an_association_that_breaks_is_made_again(
+    dimse: Dimse, open_pacs: OpenPacs, fetched: Fetched, content: Content, pacs: Pacs
+) -> None:
     with _Relay(pacs.port, cuts=3) as relay:
         source = open_pacs(dimse(port=relay.port, tries=6, connections=1))
         assert fetched(source) == sorted(content.wanted())
@@ -163,13 +185,13 @@ def test_an_association_that_breaks_is_made_again(dimse, open_pacs, fetched, con
         source.close()
 
 
-def test_unreadable_certificates_are_told(dimse, open_pacs, tls_pacs, tmp_path) -> None:
+def test_unreadable_certificates_are_told(dimse: Dimse, open_pacs: OpenPacs, tls_pacs: TlsPacs, tmp_path: Path) -> None:
     tls = type(tls_pacs.tls)(ca=tls_pacs.tls.ca, certificate=tmp_path / "nowhere", key=tls_pacs.tls.key)
     with pytest.raises(SettingsError, match=r"archive\.tls"):
         open_pacs(dimse(tls=tls))
 
 
-def test_a_caller_that_breaks_off_leaves_no_socket_open(dimse, open_pacs) -> None:
+def test_a_caller_that_breaks_off_leaves_no_socket_open(dimse: Dimse, open_pacs: OpenPacs) -> None:
     archive = dimse(retrieve="move")
     open_pacs(archive)
     for _ in range(5):
@@ -188,7 +210,9 @@ def _connections() -> list[bool]:
     return [each is None or each.fileno() == -1 for each in sockets]
 
 
-def test_a_full_disk_ends_the_fetch_as_itself(dimse, open_pacs, monkeypatch) -> None:
+def test_a_full_disk_ends_the_fetch_as_itself(
+    dimse: Dimse, open_pacs: OpenPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: object, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
@@ -198,7 +222,9 @@ def test_a_full_disk_ends_the_fetch_as_itself(dimse, open_pacs, monkeypatch) -> 
         list(source.fetch(list(source.items())))
 
 
-def test_a_picture_that_cannot_be_had_is_counted(dimse, open_pacs, content, monkeypatch) -> None:
+def test_a_picture_that_cannot_be_had_is_counted(
+    dimse: Dimse, open_pacs: OpenPacs, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = open_pacs(dimse(since="2020-01-02"))
     real = type(source)._look
 
@@ -216,12 +242,11 @@ def test_a_picture_that_cannot_be_had_is_counted(dimse, open_pacs, content, monk
 
 def _send(port: int, own: str, theirs: str) -> int | None:
     """Send a made-up radiograph; the status of the answer, None where there is no association."""
-    from pydicom.dataset import Dataset, FileMetaDataset
 
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = STORAGE_CLASSES[0], "1.2.3.4"
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = TRANSFER_SYNTAXES[0]
+    dataset.file_meta.TransferSyntaxUID = UID(TRANSFER_SYNTAXES[0])
     entity = AE(own)
     contexts = [build_context(STORAGE_CLASSES[0], TRANSFER_SYNTAXES[0])]
     association = entity.associate(
@@ -318,7 +343,7 @@ def test_a_reactor_stands_still_once_it_was_told_to_wait() -> None:
     checkpoint.clear()  # comes back although nobody waits any more
 
 
-def test_the_preflight_asks_a_pacs(dimse, open_pacs) -> None:
+def test_the_preflight_asks_a_pacs(dimse: Dimse, open_pacs: OpenPacs) -> None:
     open_pacs(dimse()).ask()
     with pytest.raises(SourceLost, match=r"archive\.remote_ae: the PACS is not called NOBODY"):
         open_pacs(dimse(remote_ae="NOBODY")).ask()

@@ -25,15 +25,14 @@ class Machine:
     finetune_batch: int
     steps: int
     turns: int
-    readers: int
 
 
 def machine() -> Machine:
     """A GPU where there is one, else this processor, both in bfloat16."""
     if torch.cuda.is_available():
         runtime = Runtime(torch.device("cuda"), "bf16", compile=True)
-        return Machine(runtime, ("vit_small", "vit_base", "vit_large"), 512, 128, steps=20, turns=3, readers=8)
-    return Machine(Runtime(torch.device("cpu"), "bf16"), ("vit_small", "vit_base"), 64, 16, steps=1, turns=2, readers=0)
+        return Machine(runtime, ("vit_small", "vit_base", "vit_large"), 512, 128, steps=20, turns=3)
+    return Machine(Runtime(torch.device("cpu"), "bf16"), ("vit_small", "vit_base"), 64, 16, steps=1, turns=2)
 
 
 def matrix_peak(here: Machine) -> float:

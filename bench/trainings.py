@@ -120,7 +120,7 @@ class Clock:
         here, count = self._here, self._here.steps * (self._here.turns + 1)  # the first turn warms up
         epochs = count * self._batch_size / len(self._store)
         rows = np.arange(len(self._store))
-        stream = batches(self._store, rows, self._batch_size, seed=1, epochs=epochs, workers=here.readers)
+        stream = batches(self._store, rows, self._batch_size, seed=1, epochs=epochs, workers=here.runtime.readers)
         for step, batch in enumerate(stream):
             if step % here.steps == 0:
                 self.mark()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from client.archive.cache import CODES, CacheError, Index, read_index, read_table
 from client.archive.identity import SPLITS
+from cxrbase_model.ahead import read_ahead
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.rows import training_rows
 from cxrbase_model.settings import digest
@@ -85,18 +85,7 @@ def batches(
     if len(rows) == 0:
         return
     order = training_rows(cache, rows, batch_size, seed, epochs, balance)
-    if workers == 0:
-        for chosen in order:
-            yield _batch(cache, chosen)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
-        ahead: deque[Future[Batch]] = deque()
-        for chosen in order:
-            ahead.append(pool.submit(_batch, cache, chosen))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    yield from read_ahead(partial(_batch, cache), order, workers)
 
 
 def _batch(cache: Cache, rows: NDArray[np.int64]) -> Batch:

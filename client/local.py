@@ -59,8 +59,9 @@ class Training:
         """The batches of a training that promises nothing."""
         stage = self.stage
         return batches(
-            cache, self.rows, stage.batch_size, seed=self.seed, epochs=stage.local_epochs, balance=balance_of(stage)
-        )
+            cache, self.rows, stage.batch_size, seed=self.seed, epochs=stage.local_epochs, balance=balance_of(stage),
+            workers=self.runtime.readers,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cxrbase_model.ahead import read_ahead
 from cxrbase_model.checkpoint import LocalCheckpoint
 from cxrbase_model.classifier import Classifier
 from cxrbase_model.codec import pack, unpack
@@ -75,7 +77,7 @@ def train_plan(plan: Plan, arrays: Arrays, out: Path, runtime: Runtime) -> Itera
     """Train and evaluate a plan's stages in order; gives a line about each. Leaves below `out` each stage's weights
     (stages/NAME.safetensors), each evaluation (evaluations/MODEL.json) and the last encoder and classifier as exports.
 
-    InitError where a stage's `init` cannot be had, TrainingDiverged where a loss is not finite.
+    SettingsError where `out` has stages of another plan; stages may be added at its end. InitError where a stage's `init` cannot be had, TrainingDiverged where a loss is not finite.
     """
     spent: list[Mechanism] = []
     for item in timeline(plan):
@@ -90,7 +92,8 @@ def train_plan(plan: Plan, arrays: Arrays, out: Path, runtime: Runtime) -> Itera
 
 
 def _train(plan: Plan, stage: PretrainStage | FinetuneStage, arrays: Arrays, out: Path, runtime: Runtime) -> str:
-    if _weights(out, stage.name).exists():
+    upto = replace(plan, stages=plan.stages[: plan.stages.index(stage) + 1]).digest
+    if _is_finished(out, stage.name, upto):
         return f"{stage.name}: finished before"
     model = build_model(plan, stage)
     load_state(model, initial_state(plan, stage, lambda name: _finished(out, name)))
@@ -100,6 +103,7 @@ def _train(plan: Plan, stage: PretrainStage | FinetuneStage, arrays: Arrays, out
         export_encoder(state, plan, out / "encoder")
         if isinstance(stage, FinetuneStage):
             export_classifier(state, plan, stage, out / "classifier")
+        _write(_plan(out, stage.name), upto.encode())
         _write(_weights(out, stage.name), pack(state))
     World.current().wait()  # the next stage may start from these
     loss = "not told under privacy" if plan.privacy is not None else f"{result.loss:.4g}"
@@ -122,7 +126,10 @@ def _fit(
     else:
         mechanism = _mechanism(plan, protection.privacy, stage, arrays)
         steps, chosen = mechanism.steps, protection.batches(rows, arrays.patients[rows], mechanism)
-    batches, progress = (arrays.batch(part) for part in chosen), Progress(0, steps)
+    readers = (
+        runtime.readers if protection is None else 0
+    )  # who is in a step is drawn from the noise's source, in its turn
+    batches, progress = read_ahead(arrays.batch, chosen, readers), Progress(0, steps)
     if isinstance(stage, FinetuneStage) and isinstance(model, Classifier):
         labels = arrays.labels[rows]
         chances = None if stage.balance == "none" else finding_chances(labels)
@@ -178,6 +185,19 @@ def _auroc_text(found: dict[str, Any]) -> str:
 
 def _weights(out: Path, name: str) -> Path:
     return out / "stages" / f"{name}.safetensors"
+
+
+def _plan(out: Path, name: str) -> Path:
+    """Where the digest of the plan is kept, up to the stage, that its weights are of."""
+    return out / "stages" / f"{name}.plan"
+
+
+def _is_finished(out: Path, name: str, upto: str) -> bool:
+    """Whether the stage has been trained; SettingsError where that was by another plan, or from other stages before it."""
+    path = _weights(out, name)
+    if path.exists() and _plan(out, name).exists() and _plan(out, name).read_text() != upto:
+        raise SettingsError(f"{path}: was trained by another plan; name another folder by --out, or remove it")
+    return path.exists()
 
 
 def _finished(out: Path, name: str) -> State:

@@ -29,22 +29,24 @@ def draw_augmentation(
     """Everything random about the augmentation of pictures of shape [B, H, W], a row for each, for `augment`.
 
     Drawn apart from the pictures so that parts of a batch are augmented as the whole would be. On the CPU, but for the noise,
-    which is drawn where it is used.
+    which is drawn where it is used; nothing waits for the device here.
     """
     draws = {"affine": _draw_affine(shape[0], settings, generator)}
     draws["gamma"] = torch.exp(_uniform(shape[0], -settings.gamma, settings.gamma, generator))
     draws["contrast"] = 1 + _uniform(shape[0], -settings.contrast, settings.contrast, generator)
     draws["brightness"] = _uniform(shape[0], -settings.contrast, settings.contrast, generator) / 2
     if settings.noise > 0:
-        deviation = _uniform(shape[0], 0.0, settings.noise, generator)[:, None, None].to(device)
-        draws["noise"] = deviation * _normal(shape, generator, torch.device(device))
+        draws["dose"] = _uniform(shape[0], 0.0, settings.noise, generator)
+        draws["noise"] = _normal(shape, generator, torch.device(device))
     if settings.erase > 0:
         draws["erase"] = _draw_boxes(shape[0], settings, generator)
     return draws
 
 
 def augment(images_BHW: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-    """uint8 pictures [B, H, W] to augmented, normalised float32 [B, H, W]; `draws` are on the same device."""
+    """uint8 pictures [B, H, W] to augmented, normalised float32 [B, H, W]; `draws` are on the same device. ValueError for other types."""
+    if images_BHW.dtype != torch.uint8:
+        raise ValueError(f"pictures: expected uint8 from 0 to 255, found {images_BHW.dtype}")
     images = images_BHW.float() / 255
     images = _warp(images, draws["affine"])
     images = _intensity(images, draws)
@@ -101,7 +103,7 @@ def _intensity(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
     images = images.clamp(1e-4, 1).pow(gamma)
     images = (images - 0.5) * contrast + 0.5 + brightness
     if "noise" in draws:
-        images = images + draws["noise"]
+        images = images + draws["dose"][:, None, None] * draws["noise"]
     return images.clamp(0, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,9 @@ import torch.distributed as dist
 from cxrbase_model.alone import Arrays, train_plan
 from cxrbase_model.engine import Runtime, TrainingDiverged
 from cxrbase_model.initial import InitError
-from cxrbase_model.launch import launch
+from cxrbase_model.launch import WorkerLost, launch
 from cxrbase_model.mae import build_autoencoder
-from cxrbase_model.parallel import World
+from cxrbase_model.parallel import World, join
 from cxrbase_model.plan import Plan, read_plan
 from cxrbase_model.settings import SettingsError
 from cxrbase_model.state import byte_size, state_of
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"cxrbase-model: {error}", file=sys.stderr)
         return 2
-    except (InitError, TrainingDiverged) as error:
+    except torch.OutOfMemoryError as error:
+        print(f"cxrbase-model: out of memory with one picture at a time; try --recompute ({error})", file=sys.stderr)
+        return 1
+    except (InitError, TrainingDiverged, WorkerLost) as error:
         print(f"cxrbase-model: {error}", file=sys.stderr)
         return 1
     return 0
@@ -53,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", type=Path, required=True, help="folder for weights and evaluations; what it has is gone on with"
     )
-    train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default %(default)s")
+    train.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:N; default %(default)s",
+    )
     train.add_argument(
         "--devices", type=int, metavar="N", help="GPUs that share each batch, or processes on a CPU; default: all GPUs"
     )
@@ -78,8 +86,10 @@ def _train(plan: Plan, arguments: argparse.Namespace) -> None:
         number = getattr(arguments, option)
         if number is not None and number < 1:
             raise SettingsError(f"--{option.replace('_', '-')}: expected at least 1, found {number}")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise SettingsError(f"--out: expected a folder, found the file {arguments.out}")
     runtime = Runtime(
-        torch.device(arguments.device), plan.precision, arguments.micro_batch, arguments.compile, arguments.recompute,
+        _device(arguments.device, arguments.devices), plan.precision, arguments.micro_batch, arguments.compile, arguments.recompute,
         arguments.deterministic,
     )  # fmt: skip
     job = _Job(plan, arguments.arrays, arguments.out, runtime)
@@ -114,13 +124,26 @@ def _train_share(job: _Job, device: torch.device) -> None:
 
 def _train_in_torchrun(job: _Job) -> None:
     device = _numbered(job.runtime.device, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    join(device)
     try:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         _train_share(job, device)
     finally:
         dist.destroy_process_group()
+
+
+def _device(name: str, devices: int | None) -> torch.device:
+    """The device of that name; SettingsError where it is not there, or not as often as is wanted."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise SettingsError(f"--device: expected cpu, cuda or cuda:N, found {name!r}")
+    device, there = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise SettingsError(
+            f"--device: expected cpu, or one of the GPUs that torch finds, which are {there}; found {name}"
+        )
+    most = there if name == "cuda" else 1
+    if device.type == "cuda" and (devices or 1) > most:
+        raise SettingsError(f"--devices: expected at most {most} with --device {name}, found {devices}")
+    return device
 
 
 def _gpus(device: torch.device) -> int:

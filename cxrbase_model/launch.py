@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from cxrbase_model.meeting import meeting_file
+from cxrbase_model.parallel import join
 from cxrbase_model.processes import end_with_parent
 
 Job = TypeVar("Job")
@@ -166,11 +167,7 @@ def _join(place: _Place, rank: int, device: torch.device) -> None:
     torch.set_num_threads(place.threads)
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", f"file://{place.meeting}", rank=rank, world_size=place.size
-    )
+    join(device, init_method=f"file://{place.meeting}", rank=rank, world_size=place.size)
 
 
 def _pickled(error: BaseException) -> bytes:

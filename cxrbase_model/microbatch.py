@@ -55,11 +55,14 @@ class MicroBatches:
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on the device; from pinned memory, so that the processor need not wait for the copy."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type != "cpu" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
+_SCARCE = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On the CPU torch says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """On the CPU torch says so in words only, and so do the libraries of a GPU that want memory beside torch's."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _SCARCE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,17 @@ from torch import Tensor, nn
 Rows = dict[str, Tensor]  # tensors that have one row a picture
 
 _BUCKET = 16 << 20  # numbers that are summed at once: few messages, little memory
+
+
+def join(device: torch.device, **group: Any) -> None:
+    """Join the process group that `group` names to torch, or the environment as torchrun sets it, to compute on a device.
+
+    NCCL is told the GPU, which it would guess at the first barrier from what the process has used so far.
+    """
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if gpu else "gloo", device_id=device if gpu else None, **group)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,10 @@ class Plan:
                 f"model.patch_size: expected a divisor of data.image_size {self.data.image_size}, "
                 f"found {self.model.patch_size}"
             )
+        if self.data.image_size == self.model.patch_size:
+            raise SettingsError(
+                f"model.patch_size: expected less than data.image_size, for one patch leaves none to hide; found {self.model.patch_size}"
+            )
 
     def _check_protection(self) -> None:
         aggregation, federation = self.aggregation, self.federation
@@ -145,6 +149,9 @@ class Plan:
                 _check_init(stage.init, seen, where)
             if isinstance(stage, PretrainStage) and stage.decode < 1 and self.model.decoder != "cross":
                 raise SettingsError(f"{where}.decode: expected 1.0 where model.decoder is joint, found {stage.decode}")
+            side = self.data.image_size // self.model.patch_size
+            if isinstance(stage, FinetuneStage) and stage.pooling == "grid" and stage.grid > side:
+                raise SettingsError(f"{where}.grid: expected at most {side}, the patches a side, found {stage.grid}")
             seen[stage.name] = stage
 
 

@@ -63,6 +63,8 @@ class ModelSpec:
     decoder_heads: int = knob(8, low=1, high=32, why="attention heads of the decoder")
 
     def __post_init__(self) -> None:
+        if self.decoder_width % 4:  # a sine and a cosine for the row and for the column
+            raise SettingsError(f"decoder_width: expected a multiple of 4, found {self.decoder_width}")
         if self.decoder_width % self.decoder_heads:
             raise SettingsError(
                 f"decoder_heads: expected a divisor of decoder_width {self.decoder_width}, found {self.decoder_heads}"

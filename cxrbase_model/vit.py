@@ -113,7 +113,15 @@ class Encoder(nn.Module):
     def layers(
         self, patches_BNP: Tensor, visible_En: Tensor | None = None, paths_BK2: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """What each block makes of the patches, first to last, before the final norm; arguments as in `forward`."""
+        """What each block makes of the patches, first to last, before the final norm; arguments as in `forward`.
+
+        ValueError where the pictures have another size than the model's: masks would name patches that are not there, or never some.
+        """
+        if patches_BNP.shape[1] != self.side**2:
+            pixels = self.side * self.patch
+            raise ValueError(
+                f"pictures: expected {pixels} x {pixels} pixels, {self.side**2} patches, found {patches_BNP.shape[1]} patches"
+            )
         seen = patches_BNP if visible_En is None else gather(patches_BNP, visible_En)
         x = self.embed(seen) + self.positions(visible_En, len(seen))
         for index, block in enumerate(self.blocks):

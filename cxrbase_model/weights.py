@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,13 @@ def read_file(path: Path, spec: ModelSpec, image_size: int) -> State:
         return adapt(weights, spec, image_size)
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such file") from None
-    except (OSError, safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it holds {found[1]}, and only tensors and plain values" if found else "only files of torch.save"
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({what} are read, since others could run anything; save its tensors alone)"
+        ) from None
+    except (OSError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
         raise WeightsError(f"{path}: cannot be read as weights ({_first_line(error)})") from None
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None

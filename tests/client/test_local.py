@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,26 @@ def test_a_private_training_stays_in_one_process(
     private = replace(plan, stages=plan.stages[:1], privacy=Privacy())
     assert answer(task_for("mae", plan=private), shared).code is None
     assert answer(task_for("mae"), shared).code is Code.FAILED
+
+
+def test_a_gpu_is_read_ahead_for_in_the_same_order(site: Site, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, cache, threads = plan.stages[0], Cache.open(site.cache_folder), set[str]()
+    assert isinstance(stage, PretrainStage)
+    pixels = Cache.pixels
+
+    def noted(self: Cache, rows: Any) -> Any:
+        threads.add(threading.current_thread().name.split("_")[0])
+        return pixels(self, rows)
+
+    monkeypatch.setattr(Cache, "pixels", noted)
+    on_cpu = Training(plan, stage, {}, {}, site.cache_folder, cache.rows("train"), Progress(0, 8), 3, CPU)
+    on_gpu = replace(on_cpu, runtime=Runtime(torch.device("cuda")))
+    expected = [images for images, _ in on_cpu.batches(cache)]
+    assert threads == {"MainThread"}
+    assert all(
+        torch.equal(*pair) for pair in zip(expected, (images for images, _ in on_gpu.batches(cache)), strict=True)
+    )
+    assert threads == {"MainThread", "batches"}
 
 
 def test_a_hospital_uses_all_its_gpus_or_as_many_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

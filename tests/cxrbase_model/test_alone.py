@@ -78,6 +78,20 @@ def test_every_stage_is_trained_once_and_evaluated(
     assert again[3:] == lines[3:]
 
 
+def test_stages_of_another_plan_are_not_taken_for_this_ones(
+    plan: Plan, plan_file: Path, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = replace(plan, stages=plan.stages[:1])
+    plan_file.write_text(yaml.safe_dump(to_mapping(first)))
+    assert train(plan_file, arrays, tmp_path / "out") == 0
+    plan_file.write_text(yaml.safe_dump(to_mapping(replace(first, seed=4))))
+    assert train(plan_file, arrays, tmp_path / "out") == 2
+    assert "mae.safetensors: was trained by another plan" in capsys.readouterr().err
+    plan_file.write_text(yaml.safe_dump(to_mapping(replace(plan, stages=(plan.stages[0], plan.stages[2])))))
+    assert train(plan_file, arrays, tmp_path / "out") == 0
+    assert capsys.readouterr().out.startswith("mae: finished before\nprobe: "), "a stage more is no other plan"
+
+
 def test_two_processes_end_where_one_does(
     plan: Plan, plan_file: Path, arrays: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +112,37 @@ def test_a_number_below_one_is_refused_by_name(
     assert train(plan_file, arrays, tmp_path / "out", option, number) == 2
     assert f"{option}: expected at least 1, found {number}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "line"),
+    [
+        (["--device", "gpu"], 0, "--device: expected cpu, cuda or cuda:N, found 'gpu'"),
+        (["--device", ""], 0, "--device: expected cpu, cuda or cuda:N, found ''"),
+        (
+            ["--device", "cuda"],
+            0,
+            "--device: expected cpu, or one of the GPUs that torch finds, which are 0; found cuda",
+        ),
+        (["--device", "cuda:2"], 2, "which are 2; found cuda:2"),
+        (["--device", "cuda", "--devices", "3"], 2, "--devices: expected at most 2 with --device cuda, found 3"),
+        (["--device", "cuda:1", "--devices", "2"], 2, "--devices: expected at most 1 with --device cuda:1, found 2"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(
+    plan_file: Path, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    options: list[str], gpus: int, line: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert train(plan_file, arrays, tmp_path / "out", *options) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(
+    plan_file: Path, arrays: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(plan_file, arrays, plan_file) == 2
+    assert "--out: expected a folder, found the file" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_ends_in_the_same_weights(

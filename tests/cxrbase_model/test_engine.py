@@ -87,6 +87,24 @@ def test_finetuning_learns_a_label_that_is_there_and_leaves_unknown_ones(small_p
     assert torch.allclose(scores[:, 2], torch.tensor(0.5), atol=0.05)
 
 
+@pytest.mark.parametrize("side", [24, 40])
+def test_pictures_of_another_size_are_an_error_that_names_it(small_plan: Plan, side: int) -> None:
+    images, stage = torch.zeros(2, side, side, dtype=torch.uint8), finetuning(small_plan)
+    model = build_classifier(small_plan, stage)
+    line = rf"pictures: expected 32 x 32 pixels, 16 patches, found {(side // 8) ** 2} patches"
+    with pytest.raises(ValueError, match=line):
+        pretrain(build_autoencoder(small_plan), [images], pretraining(small_plan), Progress(0, 1), 1, CPU)
+    with pytest.raises(ValueError, match=line):
+        finetune(model, [(images, torch.ones(2, 3))], stage, torch.ones(3), Progress(0, 1), 1, CPU)
+
+
+def test_pictures_that_are_not_uint8_are_an_error(small_plan: Plan) -> None:
+    with pytest.raises(ValueError, match=r"pictures: expected uint8 from 0 to 255, found torch\.float32"):
+        pretrain(
+            build_autoencoder(small_plan), [torch.rand(2, 32, 32)], pretraining(small_plan), Progress(0, 1), 1, CPU
+        )
+
+
 @pytest.mark.parametrize("sound_steps", [0, 3, 30])
 def test_a_loss_that_is_not_finite_stops_the_training_and_never_reaches_the_weights(
     small_plan: Plan, sound_steps: int

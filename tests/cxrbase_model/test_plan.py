@@ -64,6 +64,18 @@ def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
             "model.patch_size: expected a divisor of data.image_size 32, found 5",
         ),
         (
+            lambda m: m["model"].update(patch_size=32),
+            "model.patch_size: expected less than data.image_size, for one patch leaves none to hide; found 32",
+        ),
+        (
+            lambda m: m["model"].update(decoder_width=66),
+            "model.decoder_width: expected a multiple of 4, found 66",
+        ),
+        (
+            lambda m: m["stages"][1].update(pooling="grid", grid=9),
+            "stages[1].grid: expected at most 4, the patches a side, found 9",
+        ),
+        (
             lambda m: m["model"].update(decoder_heads=7),
             "model.decoder_heads: expected a divisor of decoder_width 512, found 7",
         ),

@@ -200,6 +200,15 @@ def test_a_file_that_would_run_something_is_refused(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == ""
 
 
+def test_what_beside_the_tensors_keeps_a_file_from_being_read_is_named(tmp_path: Path) -> None:
+    torch.save({"model": timm_vit().state_dict(), "folder": tmp_path}, tmp_path / "own.pth")
+    with pytest.raises(
+        WeightsError, match=r"it holds pathlib\.\w+, and only tensors and plain values are read"
+    ) as found:
+        read_file(tmp_path / "own.pth", SPEC, SIDE)
+    assert "\x1b" not in str(found.value), "torch's advice is written for terminals"
+
+
 @pytest.mark.parametrize("name", ["none.safetensors", "none.pth"])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(WeightsError, match=f"{name}: there is no such file"):

@@ -209,7 +209,8 @@ def test_an_evaluation_of_anything_but_the_plans_findings_is_malformed(changes: 
     assert admit_evaluation(reply, ["Nodule"]) == EVALUATION
     with pytest.raises(Rejected, match="MALFORMED"):
         admit_evaluation(replace(reply, evaluation=EVALUATION | changes), ["Nodule"])
-    for nothing in (None, {}):
+    without: list[dict[str, Any] | None] = [None, {}]
+    for nothing in without:
         with pytest.raises(Rejected, match="MALFORMED"):
             admit_evaluation(replace(reply, evaluation=nothing), ["Nodule"])
     with pytest.raises(Rejected, match="EXAMPLES"):

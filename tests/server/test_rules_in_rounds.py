@@ -12,7 +12,7 @@ import torch
 from cxrbase_model.aggregation import Aggregation
 from cxrbase_model.codec import decode, pack, unpack
 from cxrbase_model.messages import Reply, Task
-from cxrbase_model.plan import Plan, plan_from_text, plan_to_text
+from cxrbase_model.plan import Plan, PretrainStage, plan_from_text, plan_to_text
 from cxrbase_model.settings import SettingsError, read, to_mapping
 from cxrbase_model.state import State, digest
 from server.exchange import Exchange
@@ -160,7 +160,9 @@ def test_a_task_whose_update_is_rounded_says_which_was_taken_in_last(
         seen.append(task.control_round)
         return replace(reply, examples=0) if task.round == 2 else reply
 
-    four = replace(short_plan(), stages=(replace(short_plan().stages[0], rounds=4),))
+    first = short_plan().stages[0]
+    assert isinstance(first, PretrainStage)
+    four = replace(short_plan(), stages=(replace(first, rounds=4),))
     transport = {"broadcast": "float32", "update": update, "compress": "none"}
     run(tmp_path, [*three(), hospital("late", 0.1, 10, look)], planned(four, transport=transport))
     assert seen == expected

@@ -29,7 +29,7 @@ def test_a_rule_changes_what_it_says_of_the_last_stage_and_leaves_the_rest(study
     config, plans = read_compare(study / "study.yaml")
     job = next(iter(jobs(config)))
     before = plan_of(plans["attacked"], job).stages[-1]
-    changes = {"pooling": "grid", "standardise": True, "optimizer": {"lr": 0.25}}
+    changes = {"pooling": "grid", "grid": 2, "standardise": True, "optimizer": {"lr": 0.25}}
     changed = dataclasses.replace(job, rule=read(Rule, {"name": "grid", "stage": changes}))
     after = plan_of(plans["attacked"], changed).stages[-1]
     assert isinstance(before, FinetuneStage)

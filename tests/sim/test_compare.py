@@ -34,7 +34,7 @@ def test_a_rule_changes_what_it_says_of_the_last_stage_and_leaves_the_rest(study
     after = plan_of(plans["attacked"], changed).stages[-1]
     assert isinstance(before, FinetuneStage)
     optimizer = dataclasses.replace(before.optimizer, lr=0.25)
-    assert after == dataclasses.replace(before, pooling="grid", standardise=True, optimizer=optimizer)
+    assert after == dataclasses.replace(before, pooling="grid", grid=2, standardise=True, optimizer=optimizer)
     for wrong, told in (
         ({"poolin": "grid"}, r"stage\.poolin: unknown key"),
         ({"optimizer": 3}, r"stage\.optimizer: expected"),

@@ -18,6 +18,8 @@ from cxrbase_model.messages import Task, task_to_message
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.15  # seconds; each look costs the SuperLink 10 ms, so under a tenth of a core
 _SHARE = 1 / 32  # of the time waited so far
 _MOST_PULLS = 2  # replies that are fetched at the same time, and so are in memory
+_SLOW = 60.0  # seconds after which a fetch counts no more among these, for whoever sends slowly is not to keep out the others...
+_MOST_SLOW = 2  # ...and so many do not count at most, for each is in memory
 _PULL = 0.05  # seconds that a reply may take to be fetched before others are looked at
 _LOOK_EVERY = 2.0  # seconds between looks at who is there
 _TRIES = 3  # how often a hospital is asked for the same thing
@@ -48,6 +50,7 @@ class _Pull:
 
     def __init__(self, grid: Grid, message: str) -> None:
         self._grid, self._message = grid, message
+        self.started = time.monotonic()
         self._replies: list[Message] = []
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._fetch, name="pull", daemon=True)
@@ -139,7 +142,7 @@ class Exchange:
     ) -> Iterator[tuple[int, Message]]:
         """Send each node its task and yield (node number, reply) as they come, until all have or the deadline is over.
 
-        Replies are handed out one at a time, and two at most are in memory; one that comes late is thrown away. A node that is
+        Replies are handed out one at a time, and two at most are in memory, four where two are sent slowly; one that comes late is thrown away. A node that is
         gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others suffice. `instead` may give
         another task for a reply, which the node is then sent at once; the reply is not handed out.
         """
@@ -168,7 +171,7 @@ class Exchange:
                 for number in [number for number, request in requests.items() if request.spent]:
                     del requests[number]
             for number, request in list(requests.items()):
-                if request.pull is None and sum(other.pull is not None for other in requests.values()) >= _MOST_PULLS:
+                if request.pull is None and not _has_room(requests):
                     continue
                 reply = self._reply(request)
                 if reply is None:
@@ -223,6 +226,13 @@ class Exchange:
     def _forget_late(self) -> None:
         """Take and drop replies that came too late, so that they do not stay on the server's disk."""
         self._late = [message for message in self._late if _Pull(self._grid, message).take() == []]
+
+
+def _has_room(requests: Mapping[int, _Request]) -> bool:
+    """Whether another reply may be fetched beside those that are."""
+    now = time.monotonic()
+    ages = [now - request.pull.started for request in requests.values() if request.pull is not None]
+    return len(ages) - min(sum(age > _SLOW for age in ages), _MOST_SLOW) < _MOST_PULLS
 
 
 def _all_gone(requests: Mapping[int, _Request], absence: float) -> bool:

@@ -190,21 +190,23 @@ def test_a_wait_ends_when_the_run_is_to_stop(clock: Clock) -> None:
 
 
 class Uploading(LocalGrid):
-    """The first message to node 1 has a reply whose upload goes on until `done` is set."""
+    """The first messages to the first `slow` of the nodes have replies whose upload goes on until `done` is set."""
 
-    def __init__(self) -> None:
-        super().__init__({1: answers, 2: answers})
+    def __init__(self, nodes: int = 2, slow: int = 1) -> None:
+        super().__init__(dict.fromkeys(range(1, nodes + 1), answers))
         self.done = threading.Event()
+        self._slow = {f"message-{number}" for number in range(1, slow + 1)}
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Wait for the upload as Flower does."""
-        if list(message_ids) == ["message-1"]:
+        if self._slow & set(message_ids):
             self.done.wait(WAIT)
         return super().pull_messages(message_ids)
 
 
 @pytest.fixture
-def uploading() -> Iterator[Uploading]:
+def uploading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Uploading]:
+    monkeypatch.setattr("server.exchange._PULL", 0.005)  # of the true clock
     grid = Uploading()
     yield grid
     grid.done.set()
@@ -212,6 +214,19 @@ def uploading() -> Iterator[Uploading]:
 
 def test_an_upload_that_stalls_holds_up_neither_the_others_nor_the_deadline(clock: Clock, uploading: Uploading) -> None:
     assert asked(uploading, 1, 2, deadline=30.0) == [2]
+
+
+@pytest.mark.parametrize(("slow", "come"), [(2, [3, 4, 5, 6]), (3, [4, 5, 6]), (4, [])])
+def test_two_that_send_slowly_keep_the_others_out_for_a_while_and_four_bound_the_memory(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, slow: int, come: list[int]
+) -> None:
+    monkeypatch.setattr("server.exchange._SLOW", 1.0)
+    monkeypatch.setattr("server.exchange._PULL", 0.005)  # of the true clock
+    grid = Uploading(6, slow)
+    try:
+        assert asked(grid, *range(1, 7), deadline=4.0) == come
+    finally:
+        grid.done.set()
 
 
 def test_a_node_that_restarts_in_the_middle_of_its_upload_is_asked_again(clock: Clock, uploading: Uploading) -> None:

@@ -54,13 +54,13 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file while the block runs; gives False where another process holds it. The system frees it at any death."""
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file while the block runs; gives False where another process holds it, or waits for it. The system frees it at any death."""
     import fcntl
 
     with open_private(path, os.O_RDWR) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
             return

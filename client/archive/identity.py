@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxrbase_model.files import private_folder, write_private
+from cxrbase_model.files import locked, private_folder, write_private
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError
 
@@ -55,7 +55,9 @@ def load_secret(private: Path) -> Secret:
     """The secret in `private`/secret.key (64 hexadecimal digits), made at first use; SettingsError where it is not one."""
     path = private_folder(private) / "secret.key"
     if not path.exists():
-        write_private(path, f"{secrets.token_hex(32)}\n".encode())
+        with locked(path.with_name(".secret.lock"), wait=True):  # two processes of a new hospital make one secret
+            if not path.exists():
+                write_private(path, f"{secrets.token_hex(32)}\n".encode())
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
     text = path.read_text(encoding="ascii", errors="replace").strip()

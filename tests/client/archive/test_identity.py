@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from client.archive.identity import (
     sex_code,
     years_between,
 )
+from cxrbase_model.files import write_private
 from cxrbase_model.plan import DataSpec
 from cxrbase_model.settings import SettingsError
 
@@ -31,6 +33,23 @@ def test_the_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "private" / "secret.key").stat().st_mode) == 0o600
     assert first.value.hex() not in repr(first)
     assert load_secret(tmp_path / "other") != first
+
+
+def test_two_that_begin_at_once_have_one_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[Secret] = []
+    other = threading.Thread(target=lambda: others.append(load_secret(tmp_path)))
+
+    def write(path: Path, *data: bytes) -> None:
+        if not other.ident:  # the first one is about to write when the other begins
+            other.start()
+            other.join(0.3)
+        write_private(path, *data)
+
+    monkeypatch.setattr("client.archive.identity.write_private", write)
+    first = load_secret(tmp_path)
+    other.join()
+    assert others == [first]
+    assert load_secret(tmp_path) == first
 
 
 def test_a_secret_that_is_none_is_refused_and_not_shown(tmp_path: Path) -> None:

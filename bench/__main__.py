@@ -14,13 +14,14 @@ from bench.cache import cache
 from bench.engine import engine
 from bench.fold import fold
 from bench.ingest import ingest
-from bench.links import links
+from bench.links import links, links_large
 from bench.memory import memory
 from bench.privacy import privacy
 from bench.rules import rules
 from bench.scale import scale
 from bench.secure import secure
 from bench.transport import transport
+from bench.waiting import waiting
 
 PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "cache": cache,
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "fold": fold,
     "ingest": ingest,
     "links": links,
+    "links-large": links_large,
     "memory": memory,
     "privacy": privacy,
     "rules": rules,
@@ -36,9 +38,10 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "transport": transport,
     "transport-4": partial(transport, 4),
     "transport-8": partial(transport, 8),
+    "waiting": waiting,
 }
 NAMED_ONLY = frozenset(
-    {"privacy", "transport", "transport-4", "transport-8", "links", "memory"}
+    {"privacy", "transport", "transport-4", "transport-8", "links", "links-large", "memory", "waiting"}
 )  # several minutes long, or of real networks
 
 

@@ -8,6 +8,8 @@ _MODEL = {"encoder": "vit_small", "depth": 4, "decoder_width": 384, "decoder_hea
 _PARAMETERS = 11_000_000  # about those of _MODEL's autoencoder
 _EXACT = {"broadcast": "float32", "update": "float32", "compress": "none"}
 MEGABITS = (10, 100)  # a second, in each direction
+_LARGE = {"encoder": "vit_base", "decoder_depth": 4}
+_LARGE_PARAMETERS = 100_000_000  # about those of _LARGE's autoencoder
 
 
 def links() -> dict[str, float]:
@@ -24,4 +26,17 @@ def links() -> dict[str, float]:
             found[f"{name}_{speed or 'unlimited'}"] = measured["seconds"]
             for way in ("down", "up"):
                 found[f"{name}_megabytes_{way}"] = measured[f"bytes_{way}"] * 4e-6 * _PARAMETERS
+    return found
+
+
+def links_large() -> dict[str, float]:
+    """The same with the 100 million parameters of a ViT-B and its decoder, and the default packing alone, about 15 minutes; `first` is the round whose broadcast is whole."""
+    found: dict[str, float] = {}
+    for speed in MEGABITS:
+        setting = Setting("ours", 2, _LARGE, _LARGE_PARAMETERS, rate=speed * 1e6 / 8, most_seconds=1800.0)
+        measured = measure(setting)
+        print(f"{speed} Mbit/s: {measured}", flush=True)
+        found |= {f"packed_{speed}": measured["seconds"], f"first_{speed}": measured["seconds_first"]}
+        for way in ("down_first", "down", "up"):
+            found[f"megabytes_{way}"] = measured[f"bytes_{way}"] * 4e-6 * _LARGE_PARAMETERS
     return found

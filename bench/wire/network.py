@@ -26,7 +26,6 @@ from server.database import lay_out
 
 _ROOT = Path(__file__).parents[2]
 _PYTHON = Path(sys.executable).name
-_MOST_SECONDS = 600.0
 _MOST_SECONDS_TO_START = 120.0
 _SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1",
@@ -45,6 +44,7 @@ class Setting:
     """What is measured. kind: ours or stock. rate: bytes a second of each hospital's line in each direction, None for all that come.
 
     parameters: of the model, about; stock's has exactly so many. light: hospitals share one process that speaks Flower's Fleet API.
+    most_seconds: after which the run is given up. works: seconds that light hospitals take for an answer, all at the same time.
     """
 
     kind: str
@@ -55,6 +55,8 @@ class Setting:
     rounds: int = 3
     rate: float | None = None
     light: bool = False
+    most_seconds: float = 600.0
+    works: float = 0.0
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Setting:
 
 
 def measure(setting: Setting) -> dict[str, float]:
-    """Seconds from commit to commit (the median after the first), and of the first round from its start by the server's own record;
+    """Seconds from commit to commit, the median after the first round, and the first round's where a round 0 was committed before it;
 
     bytes of the arrays, for each hospital, in the last round and in the first; peaks of processes above what they held when their app was
     loaded. Bytes and peaks are in float32 models.
@@ -85,16 +87,18 @@ def _measure(network: Path, setting: Setting, sessions: Mapping[int, str]) -> di
     watch = threading.Thread(target=watcher.watch, args=(done,))
     watch.start()
     try:
-        _flower("flwr", ["run", str(_app(network, notes, setting)), "bench", "--stream"], network, _MOST_SECONDS)
+        _flower("flwr", ["run", str(_app(network, notes, setting)), "bench", "--stream"], network, setting.most_seconds)
     finally:
         done.set()
         watch.join()
     rounds = [json.loads(line) for line in (notes / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     times = [line["time"] for line in rounds if line["round"] > 0]
+    begun = [line["time"] for line in rounds if line["round"] == 0]
     if len(times) < setting.rounds:
         raise RuntimeError(f"{setting.kind}: {len(times)} of {setting.rounds} rounds; {_told(network)}")
     return {
         "seconds": statistics.median(after - before for before, after in itertools.pairwise(times)),
+        **({"seconds_first": times[0] - begun[0]} if begun else {}),
         "bytes_down": rounds[-1]["down"] / model,
         "bytes_down_first": next(line["down"] for line in rounds if line["round"] > 0) / model,
         "bytes_up": rounds[-1]["up"] / model,
@@ -150,7 +154,8 @@ def _network(folder: Path, setting: Setting, sessions: dict[int, str]) -> Iterat
         )
         _await_lines(folder / "flower-superlink.log", "Uvicorn running on", 1)
         if setting.light:
-            nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals), str(folder / setting.kind)]
+            nodes = ["-m", "bench.wire.nodes", f"127.0.0.1:{port}", str(setting.hospitals)]
+            nodes += [str(folder / setting.kind), str(setting.works)]
             sessions[stack.enter_context(_daemon(_PYTHON, nodes, folder, hospital))] = "supernodes"
         for index in range(0 if setting.light else setting.hospitals):
             own = free_port()

@@ -1,8 +1,8 @@
-"""`python -m bench.wire.nodes ADDRESS COUNT FOLDER`: many hospitals as threads of one process, each a node of Flower's Fleet API.
+"""`python -m bench.wire.nodes ADDRESS COUNT FOLDER SECONDS`: many hospitals as threads of one process, each a node of Flower's Fleet API.
 
 What a SuperNode does with a message, without the process, the executor and the runner that each hospital has in a deployment: for
-measuring the server with more hospitals than a machine has room for. They answer one at a time, and all with the update that the first
-to be asked in a round has made.
+measuring the server with more hospitals than a machine has room for. They take so many seconds for their work, and then answer one at a
+time, all with the update that the first to be asked in a round has made.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _answers: dict[tuple[str, int, str], Reply] = {}
 
 def main() -> None:
     """Work until the process is ended."""
-    address, count, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    address, count, folder, works = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
     for index in range(count):
-        threading.Thread(target=be, args=(address, f"hospital-{index}", folder), daemon=True).start()
+        threading.Thread(target=be, args=(address, f"hospital-{index}", folder, works), daemon=True).start()
         time.sleep(0.05)
     threading.Event().wait()
 
 
-def be(address: str, name: str, folder: Path) -> None:
+def be(address: str, name: str, folder: Path, works: float) -> None:
     """One hospital, for ever."""
     with http_request_response(address, insecure=True) as connection:
         node, receive, send, _, _, pull_object, push_object, confirm = connection
@@ -49,6 +49,7 @@ def be(address: str, name: str, folder: Path) -> None:
                 time.sleep(_PAUSE)
                 continue
             run = received[0].metadata.run_id
+            time.sleep(works)
             with _turn:
                 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run, node
                 message: Message = pull_and_inflate_object_from_tree(

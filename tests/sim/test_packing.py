@@ -45,12 +45,15 @@ def test_the_table_sets_each_packing_against_the_first_of_the_same_seed() -> Non
     assert rows[0][-1] == "+0.0000"
 
 
-@pytest.mark.parametrize("name", ["packing", "packing-phantoms"])
-def test_the_configurations_that_come_with_it_are_read(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [("packing", "packing"), ("packing-phantoms", "packing-phantoms"), ("packing-demo", "demo")],
+)
+def test_the_configurations_that_come_with_it_are_read(name: str, trained: str) -> None:
     config, the_plan = read_packing(Path(__file__).parents[2] / "configs" / "sim" / f"{name}.yaml")
     assert config.packings["default"] == Transport()
     assert not config.packings["exact"].differs
-    assert the_plan.name == name
+    assert the_plan.name == trained
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:

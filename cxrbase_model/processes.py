@@ -75,7 +75,7 @@ class Program:
 
 
 class Backoff:
-    """Pauses that double from `first` to `longest` seconds, with up to a quarter of chance, until things go well for `stable` seconds."""
+    """Pauses that double from `first` to `longest` seconds, with up to a quarter of chance, until things go well for `stable` seconds, or somebody says so."""
 
     def __init__(self, first: float = 1.0, longest: float = 300.0, stable: float = 60.0) -> None:
         self._first, self._longest, self._stable = first, longest, stable
@@ -84,6 +84,10 @@ class Backoff:
     def begin(self) -> None:
         """Note that another try begins."""
         self._begun = time.monotonic()
+
+    def succeed(self) -> None:
+        """Note that this try has got something done: the next pause is the first one again."""
+        self._next = self._first
 
     def pause(self) -> float:
         """The seconds to wait before the next try, now that this one has failed."""

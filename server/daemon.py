@@ -95,12 +95,13 @@ class Daemon:
         self._superlink: Program | None = None
         self._links, self._sessions = Backoff(), Backoff()
         self._rounds = Rounds(consortium.run)
+        self._begun = 0  # the round that the rounds were last submitted at
         self._keys: dict[str, bytes] | None = None  # as the SuperLink was last told
 
     def run(self) -> tuple[str, str]:
         """Run until the plan is done, the run has failed for good, or somebody ends it; gives how (as `Rounds`) and a sentence."""
         self._prepare()
-        if RunStore(self._consortium.run, self._plan).next_round > len(timeline(self._plan)):
+        if self._next_round() > len(timeline(self._plan)):
             return "done", ""  # started again after its end, by a reboot or a container's restart
         try:
             return self._supervise()
@@ -133,12 +134,12 @@ class Daemon:
                     if state != "died":
                         return state, detail
                     self._say("the rounds have died; they go on from the last committed one")
-                    self._ending.wait(self._sessions.pause())
+                    self._wait(self._sessions)
                 self._submit()
                 running = True
             except ControlError as error:
                 self._say(str(error))
-                self._ending.wait(self._sessions.pause())
+                self._wait(self._sessions)
         return "stopped", "interrupted"
 
     def _link_up(self) -> bool:
@@ -150,7 +151,7 @@ class Daemon:
             self._superlink.end(0)
             self._rounds.end()
             self._superlink = None
-            self._ending.wait(self._links.pause())
+            self._wait(self._links)
         self._links.begin()
         self._keys = None
         command = [sys.executable, "-m", "server.superlink", str(self._file), str(os.getpid())]
@@ -203,8 +204,23 @@ class Daemon:
                 f"{name}: its key was let in before, under this name or another, and cannot come back; the hospital makes a new one with join --replace"
             )
 
+    def _wait(self, backoff: Backoff) -> None:
+        """Wait before the next try; what gets on, however often it dies, is not held up more and more."""
+        if self.got_on():
+            backoff.succeed()
+        self._ending.wait(backoff.pause())
+
+    def got_on(self) -> bool:
+        """Whether a round has been committed since the rounds were last submitted."""
+        return self._next_round() > self._begun
+
+    def _next_round(self) -> int:
+        """The first round that is not committed."""
+        return RunStore(self._consortium.run, self._plan).next_round
+
     def _submit(self) -> None:
         self._sessions.begin()
+        self._begun = self._next_round()
         settings = {
             "run-directory": str(self._consortium.run),
             "expected-hospitals": len(enrolled(self._consortium)),

@@ -208,6 +208,14 @@ def test_pauses_begin_anew_after_a_try_that_went_well_for_long_enough(clock: Sim
     assert 2 <= pauses(backoff, 1)[0] <= 2.5
 
 
+def test_pauses_begin_anew_after_a_try_that_got_something_done(clock: SimpleNamespace) -> None:
+    backoff = Backoff(first=1, longest=100)
+    pauses(backoff, 5)
+    backoff.succeed()
+    assert backoff.pause() <= 1.25
+    assert 2 <= pauses(backoff, 1)[0] <= 2.5
+
+
 def test_no_thread_is_left_after_a_program_has_ended(run: Run) -> None:
     before = threading.active_count()
     program = run("print('here')")

@@ -49,6 +49,17 @@ def test_a_plan_that_is_done_starts_nothing_again(tmp_path: Path) -> None:
     assert not (tmp_path / "consortium" / "superlink.db").exists()
 
 
+def test_rounds_that_commit_one_before_they_die_have_got_on(tmp_path: Path) -> None:
+    file, plan = tmp_path / "consortium.yaml", read_plan(PLAN)
+    file.write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    provision(read_consortium(file))
+    store = RunStore.create(tmp_path / "run", plan)
+    daemon = started(file, plan)
+    assert not daemon.got_on()
+    store.commit({"round": 0}, None, ends_stage=False)
+    assert daemon.got_on()
+
+
 def test_rounds_that_have_the_process_number_of_those_before_a_restart_are_told_apart(tmp_path: Path) -> None:
     Live(tmp_path)  # in a container the same number comes back
     rounds = Rounds(tmp_path)

@@ -79,10 +79,9 @@ class Held:
         private_folder(self._folder)
         (self._folder / _SESSION).unlink(missing_ok=True)
         write_private(self._folder / _UPDATE, data, durable=False)  # what a power cut takes is trained again
-        folders = sorted(
-            (each for each in self._top.iterdir() if each.is_dir()), key=lambda each: -each.stat().st_mtime
-        )
-        for old in folders[_FOLDERS:]:
+        others = [each for each in self._top.iterdir() if each.is_dir() and each != self._folder]
+        others.sort(key=lambda each: -each.stat().st_mtime)
+        for old in others[_FOLDERS - 1 :]:  # not by age alone: the clock may have been ahead
             shutil.rmtree(old, ignore_errors=True)
         key, digest = task_key(self._site, self._task), hashlib.sha256(data).hexdigest()
         return Session(key, self._task.round, self._task.state_digest, digest, count)

@@ -48,8 +48,10 @@ class Kept:
         for number in self._rounds():
             if self._is_over(number):
                 self._file(number).unlink(missing_ok=True)
-        stages = sorted((each for each in self._top.iterdir() if each.is_dir()), key=_age)
-        for stage in stages[self.stages_kept :]:
+        others = [each for each in self._top.iterdir() if each.is_dir() and each != self._folder]
+        for stage in sorted(others, key=_age)[
+            self.stages_kept - 1 :
+        ]:  # not by age alone: the clock may have been ahead
             shutil.rmtree(stage, ignore_errors=True)
 
     def _of(self, number: int) -> State | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def test_stages_and_runs_keep_their_own_and_only_the_newest_stay(tmp_path: Path)
     assert len(list((tmp_path / FOLDER).rglob("*.safetensors"))) == 3
     for name in "abcdef":
         train(tmp_path, 1, stage=name)
+    assert len(list((tmp_path / FOLDER).iterdir())) == 4
+
+
+def test_a_clock_that_was_ahead_once_does_not_cost_a_stage_what_it_has_just_kept(tmp_path: Path) -> None:
+    ahead = time.time() + 86_400
+    for name in "abcd":
+        train(tmp_path, 1, stage=name)
+    for folder in (tmp_path / FOLDER).iterdir():
+        os.utime(folder, (ahead, ahead))
+    assert [train(tmp_path, number) for number in (1, 2)] == [None, 1]
     assert len(list((tmp_path / FOLDER).iterdir())) == 4
 
 

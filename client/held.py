@@ -17,7 +17,7 @@ from typing import Any
 
 from client.outbox import task_key
 from client.site import Site
-from cxrbase_model.files import private_folder, write_private
+from cxrbase_model.files import private_folder, remove_abandoned, write_private
 from cxrbase_model.messages import Reply, Task
 from cxrbase_model.secure.keys import new_private, public_of
 from cxrbase_model.secure.letters import Advert
@@ -78,6 +78,7 @@ class Held:
         private_folder(self._top)
         private_folder(self._folder)
         (self._folder / _SESSION).unlink(missing_ok=True)
+        remove_abandoned(self._folder)
         write_private(self._folder / _UPDATE, data, durable=False)  # what a power cut takes is trained again
         others = [each for each in self._top.iterdir() if each.is_dir() and each != self._folder]
         others.sort(key=lambda each: -each.stat().st_mtime)

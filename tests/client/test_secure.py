@@ -353,4 +353,4 @@ def test_a_clock_that_was_ahead_once_does_not_cost_a_round_its_held_update(tmp_p
     for folder in (made.sites["a"].private / "secure").iterdir():
         os.utime(folder, (time.time() + 86_400,) * 2)
     held = Held(made.sites["a"], made.task)
-    assert held.update(held.begin(bytearray(b"new"), 1)) == b"new"
+    assert held.update(held.begin(bytearray(b"new"), 1)) == bytearray(b"new")

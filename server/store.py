@@ -110,8 +110,9 @@ class RunStore:
     @property
     def next_round(self) -> int:
         """The number of the first round that is not committed; 0 is the description of the hospitals."""
-        records = self.records()
-        return records[-1]["round"] + 1 if records else 0
+        path = self.folder / "rounds.jsonl"
+        lines = path.read_bytes().rsplit(b"\n", 2)[:-1] if path.exists() else []  # the last alone is parsed
+        return int(json.loads(lines[-1])["round"]) + 1 if lines else 0
 
     def commit(
         self,

@@ -156,7 +156,8 @@ class RunStore:
         return self.folder / "checkpoints" / f"round-{round_number:05d}"
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("round-*"))
+        found = {path.name.removeprefix("round-"): path for path in (self.folder / "checkpoints").glob("round-*")}
+        return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
 
     def _publish(self, checkpoint: Path) -> None:
         """Bring the files that are derived from a committed checkpoint up to date; safe to repeat."""

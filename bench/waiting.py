@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.wire.network import Setting, measure
 
-NUMBERS = (2, 8, 32)
+NUMBERS = (2, 32)
 SECONDS = 30.0  # of work in each round
 _MODEL = {"encoder": "vit_tiny", "depth": 1, "decoder_depth": 1, "decoder_width": 64, "decoder_heads": 2}
 _PARAMETERS = 600_000  # about those of _MODEL's autoencoder
@@ -21,6 +21,7 @@ def waiting() -> dict[str, float]:
         idle, busy = (
             measure(Setting("ours", number, _MODEL, _PARAMETERS, light=True, works=works)) for works in (0.0, SECONDS)
         )
+        print(f"{number} hospitals: {idle}, {busy}", flush=True)
         for kind in ("superlink", "serverapp"):
             found[f"{kind}_{number}"] = (busy[f"processor_{kind}"] - idle[f"processor_{kind}"]) / SECONDS
         found[f"late_{number}"] = busy["seconds"] - idle["seconds"] - SECONDS

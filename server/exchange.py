@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from cxrbase_model.messages import Task, task_to_message
+from server.answered import Fetch, answered
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.15  # seconds; each look costs the SuperLink 10 ms, so under a tenth of a core
 _SHARE = 1 / 32  # of the time waited so far
@@ -48,8 +49,8 @@ class _Pull:
     Flower waits for the rest of such an upload, for three minutes after its last part.
     """
 
-    def __init__(self, grid: Grid, message: str) -> None:
-        self._grid, self._message = grid, message
+    def __init__(self, fetch: Fetch) -> None:
+        self._call = fetch
         self.started = time.monotonic()
         self._replies: list[Message] = []
         self._error: Exception | None = None
@@ -67,21 +68,36 @@ class _Pull:
 
     def _fetch(self) -> None:
         try:
-            self._replies = list(self._grid.pull_messages([self._message]))
+            self._replies = self._call()
         except Exception as error:  # noqa: BLE001  # raised again where it is waited for
             self._error = error
 
 
 @dataclass
 class _Request:
-    """What a node was asked; `message` is None until it is sent, `gone` since when the node is not there."""
+    """What a node was asked; `message` is None until it is sent, `gone` since when the node is not there.
+
+    fetch: what fetches its reply, once there is one and until that has begun; then `pull`.
+    """
 
     task: Task
     message: str | None = None
     started: str = ""
     tries: int = 0
     gone: float | None = None
+    fetch: Fetch | None = None
     pull: _Pull | None = None
+
+    def replies(self) -> list[Message] | None:
+        """What has come, an empty list if there is no reply yet, None while one is on its way."""
+        if self.pull is None:
+            if self.fetch is None:
+                return []
+            self.pull, self.fetch = _Pull(self.fetch), None
+        found = self.pull.take()
+        if found is not None:
+            self.pull = None
+        return found
 
     @property
     def spent(self) -> bool:
@@ -104,7 +120,7 @@ class Exchange:
         self._grid = grid
         self._should_stop = should_stop
         self._on_wait = on_wait
-        self._late: list[str] = []  # messages whose replies nobody waits for any more
+        self._late: list[_Request] = []  # whose replies nobody waits for any more
 
     def nodes(self) -> dict[int, Node]:
         """The nodes that are connected now, by number."""
@@ -152,7 +168,7 @@ class Exchange:
         try:
             yield from self._until(open_requests, deadline, end, absence, enough, instead)
         finally:
-            self._late += [request.message for request in open_requests.values() if request.message]
+            self._late += [request for request in open_requests.values() if request.message]
 
     def _until(
         self,
@@ -170,6 +186,7 @@ class Exchange:
                 looked = time.monotonic()
                 for number in [number for number, request in requests.items() if request.spent]:
                     del requests[number]
+            self._find(requests.values())
             for number, request in list(requests.items()):
                 if request.pull is None and not _has_room(requests):
                     continue
@@ -187,14 +204,7 @@ class Exchange:
 
     def _reply(self, request: _Request) -> Message | None:
         """A node's reply, if there is one; an error that another try may mend lets it be asked again."""
-        if request.message is None:
-            return None
-        request.pull = request.pull or _Pull(self._grid, request.message)
-        replies = request.pull.take()
-        if replies is None:
-            return None
-        request.pull = None
-        for message in replies:
+        for message in request.replies() or []:
             request.message = None
             if not message.has_error() or request.tries >= _TRIES:
                 return message
@@ -212,8 +222,8 @@ class Exchange:
             request.gone = None
             lost = request.message is not None and node.started != request.started
             if lost and request.message is not None:
-                self._late.append(request.message)
-                request.message = request.pull = None
+                self._late.append(replace(request))
+                request.message = request.fetch = request.pull = None
             if request.message is None and request.tries < _TRIES:
                 self._send(number, request, node.started, end)
 
@@ -223,9 +233,18 @@ class Exchange:
         for message in self._grid.push_messages([task_to_message(request.task, number, ttl=ttl)]):
             request.message = message or None
 
+    def _find(self, requests: Iterable[_Request]) -> None:
+        """See which of them have been answered, all with one question."""
+        waiting = {
+            request.message: request for request in requests if request.message and not (request.fetch or request.pull)
+        }
+        for message, fetch in answered(self._grid, [*waiting]).items():
+            waiting[message].fetch = fetch
+
     def _forget_late(self) -> None:
         """Take and drop replies that came too late, so that they do not stay on the server's disk."""
-        self._late = [message for message in self._late if _Pull(self._grid, message).take() == []]
+        self._find(self._late)
+        self._late = [request for request in self._late if request.replies() == []]
 
 
 def _has_room(requests: Mapping[int, _Request]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from client.outbox import task_key
 from client.site import Site
-from cxrbase_model.files import private_folder, write_private
+from cxrbase_model.files import private_folder, remove_abandoned, write_private
 from cxrbase_model.messages import Reply, Task
 from cxrbase_model.secure.keys import new_private, public_of
 from cxrbase_model.secure.letters import Advert
@@ -78,11 +78,11 @@ class Held:
         private_folder(self._top)
         private_folder(self._folder)
         (self._folder / _SESSION).unlink(missing_ok=True)
+        remove_abandoned(self._folder)
         write_private(self._folder / _UPDATE, data, durable=False)  # what a power cut takes is trained again
-        folders = sorted(
-            (each for each in self._top.iterdir() if each.is_dir()), key=lambda each: -each.stat().st_mtime
-        )
-        for old in folders[_FOLDERS:]:
+        others = [each for each in self._top.iterdir() if each.is_dir() and each != self._folder]
+        others.sort(key=lambda each: -each.stat().st_mtime)
+        for old in others[_FOLDERS - 1 :]:  # not by age alone: the clock may have been ahead
             shutil.rmtree(old, ignore_errors=True)
         key, digest = task_key(self._site, self._task), hashlib.sha256(data).hexdigest()
         return Session(key, self._task.round, self._task.state_digest, digest, count)

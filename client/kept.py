@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cxrbase_model.codec import CodecError, parts
-from cxrbase_model.files import private_folder, write_private
+from cxrbase_model.files import private_folder, remove_abandoned, write_private
 from cxrbase_model.messages import Task
 from cxrbase_model.state import State
 from cxrbase_model.stored import load
@@ -44,12 +44,16 @@ class Kept:
             return
         private_folder(self._top)
         private_folder(self._folder)
+        for folder in (self._top, self._folder):  # first, for there may be no room for more
+            remove_abandoned(folder)
         write_private(self._file(self._round), *parts(tensors), durable=self.durable)
         for number in self._rounds():
             if self._is_over(number):
                 self._file(number).unlink(missing_ok=True)
-        stages = sorted((each for each in self._top.iterdir() if each.is_dir()), key=_age)
-        for stage in stages[self.stages_kept :]:
+        others = [each for each in self._top.iterdir() if each.is_dir() and each != self._folder]
+        for stage in sorted(others, key=_age)[
+            self.stages_kept - 1 :
+        ]:  # not by age alone: the clock may have been ahead
             shutil.rmtree(stage, ignore_errors=True)
 
     def _of(self, number: int) -> State | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from client.site import Site
-from cxrbase_model.files import private_folder, write_private
+from cxrbase_model.files import private_folder, remove_abandoned, write_private
 from cxrbase_model.messages import Reply, Task
 
 FOLDER = "outbox"
@@ -55,9 +55,8 @@ class Outbox:
         fields = {name: value for name, value in vars(reply).items() if name != "update"}
         body = json.dumps(fields).encode() + b"\n" + reply.update
         try:
-            write_private(
-                private_folder(self._file.parent) / _FILE, json.dumps(_head(self._key, body)).encode() + b"\n" + body
-            )
+            remove_abandoned(private_folder(self._file.parent))
+            write_private(self._file, json.dumps(_head(self._key, body)).encode() + b"\n" + body)
         except OSError:
             log.exception("round %d: the answer could not be kept; asked again, the task is done again", reply.round)
 

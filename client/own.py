@@ -50,12 +50,15 @@ class OwnTensors:
         return {**update, **{name: torch.zeros_like(update[name]) for name in own}}
 
     def _last(self) -> State | None:
-        """Those of the stage's last round; failing that, the last ones of the stage that it starts from."""
-        if isinstance(self._work.stage, EvaluateStage):
-            return self._of(self._work.model_stage.name)
-        source = self._work.plan.source(self._work.model_stage)
-        found = Own(self._private, self._task).before()
-        return found if found is not None or source is None else self._of(source)
+        """Those of the stage's last round; failing that, the last ones of the stage that it starts from, and so on."""
+        plan, stage = self._work.plan, self._work.model_stage
+        is_trained = not isinstance(self._work.stage, EvaluateStage)
+        found = Own(self._private, self._task).before() if is_trained else self._of(stage.name)
+        while found is None and (source := plan.source(stage)) is not None:
+            found, earlier = self._of(source), plan.stage(source)
+            assert not isinstance(earlier, EvaluateStage)  # nothing starts from one
+            stage = earlier
+        return found
 
     def _of(self, stage: str) -> State | None:
         after_all = 1 + max(each.rounds for each in self._work.plan.stages if not isinstance(each, EvaluateStage))

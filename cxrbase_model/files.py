@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+_ABANDONED = (
+    3600.0  # seconds since the last byte of a temporary file; by time, for other containers' processes cannot be seen
+)
 
 
 def private_folder(path: Path) -> Path:
@@ -42,6 +47,14 @@ def write_private(path: Path, *data: bytes | bytearray | memoryview, durable: bo
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes that died while they were in `write_private` have left in a folder; a write that goes on is newer."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def sync_folder(path: Path) -> None:

@@ -264,4 +264,5 @@ def _build(cls: type[Any], header: dict[str, Any], **blob: bytes) -> Any:
 
 
 def _are_metrics(found: Any) -> bool:
-    return found.keys() <= METRICS and all(type(value) in (int, float) for value in found.values())
+    known = found.keys() <= METRICS and all(type(value) in (int, float) for value in found.values())
+    return known and 0 <= found.get("validation_auroc", 0) <= 1

@@ -143,6 +143,11 @@ class Plan:
                 raise SettingsError(
                     f"{where}.name: expected a new name of letters, digits, - and _; found {stage.name!r}"
                 )
+            if stage.name == "describe":
+                raise SettingsError(
+                    f"{where}.name: expected another name, since describe is that of the round in which hospitals tell what they have; "
+                    f"found {stage.name!r}"
+                )
             if isinstance(stage, EvaluateStage):
                 _check_evaluate(stage, seen, where)
             else:
@@ -174,8 +179,9 @@ def _check_init(init: str, seen: dict[str, Stage], where: str) -> None:
         raise SettingsError(
             f"{where}.init: expected random, timm:NAME or file:PATH in the first stage, found 'previous'"
         )
-    if init != "previous" and init.removeprefix("stage:") not in trained:
-        expected = ["random", "previous", "timm:NAME", "file:PATH", *(f"stage:{name}" for name in trained)]
+    stages = [f"stage:{name}" for name in trained]
+    if init != "previous" and init not in stages:
+        expected = ["random", "previous", "timm:NAME", "file:PATH", *stages]
         raise SettingsError(f"{where}.init: expected one of {', '.join(expected)}; found {init!r}")
 
 

@@ -79,7 +79,7 @@ class WeightedMean:
                 if self.count:  # else the file is a hole, which takes longer to read than the sums
                     added += self._read(room[: len(piece)].view(np.int64))
                     self._file.seek(-added.nbytes, 1)
-                added.tofile(self._file)
+                self._write(added)
         self.total_weight += weight
         self.count += 1
 
@@ -110,6 +110,12 @@ class WeightedMean:
             size = math.prod(shape)
             for start in range(0, size, _PIECE):
                 yield name, start, self._read(sums[: size - start])
+
+    def _write(self, sums: NDArray[np.int64]) -> None:
+        """Not by numpy's tofile, which does not notice that the last numbers found no room on a full disk: the next would be added to zeros."""
+        left = memoryview(sums).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
+        while left:
+            left = left[self._file.write(left) :]
 
     def _read(self, into: NDArray[np.int64]) -> NDArray[np.int64]:
         """The next sums of the file; OSError where it has been cut short."""

@@ -127,8 +127,9 @@ class Scale:
 
 def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers that span low to high, at most `most` steps apart."""
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+    if (high - low) / most == 0:
+        room = 0.5 if low + 0.5 > low else abs(low)  # half of one is nothing to a number of 17 digits
+        low, high = low - room, high + room
     rough = (high - low) / most
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)

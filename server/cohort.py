@@ -15,6 +15,6 @@ def choose(sites: Iterable[str], fraction: float, quorum: int, seed: int, round_
     The choice depends on the set of sites, the run's seed and the round alone, so that a repeated round asks the same.
     """
     available = sorted(sites)
-    count = min(len(available), max(quorum, math.ceil(fraction * len(available))))
+    count = min(len(available), max(quorum, math.ceil(round(fraction * len(available), 9))))
     chooser = random.Random(derive_seed(seed, "cohort", round_number))
     return sorted(chooser.sample(available, count))

@@ -22,6 +22,9 @@ from server.stage_model import stage_model
 from server.store import RunStore
 
 _LEAST, _MOST = 1e-12, 1e12  # of an adaptive clip
+_LONGEST_STEP = (
+    100.0  # exponent of a step, which leads from any clip to the largest; noise may ask for more than a float holds
+)
 
 
 class Protection:
@@ -140,7 +143,8 @@ class RunPrivacy:
 
 def next_clip(clip: float, short: float, adaptive: Adaptive) -> float:
     """The bound after a round in which the share `short` of the updates was below it: a geometric step towards the quantile."""
-    return min(max(clip * math.exp(-adaptive.lr * (short - adaptive.quantile)), _LEAST), _MOST)
+    exponent = min(-adaptive.lr * (short - adaptive.quantile), _LONGEST_STEP)
+    return min(max(clip * math.exp(exponent), _LEAST), _MOST)
 
 
 def _finite(value: float) -> float | None:

@@ -80,10 +80,9 @@ class RoundLoop:
         """Run every round that is not committed yet; RunFailed or Stopped where that is not possible."""
         with closing(self._broadcasts):
             self._gather()
-            for item in timeline(self._plan):
-                if item.number >= self._store.next_round:
-                    self._hold()
-                    self._run_round(item)
+            for item in timeline(self._plan)[self._store.next_round - 1 :]:
+                self._hold()
+                self._run_round(item)
 
     def _hold(self) -> None:
         """Wait while the operator wants the run to hold; Stopped where it is to end."""

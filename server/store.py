@@ -110,8 +110,9 @@ class RunStore:
     @property
     def next_round(self) -> int:
         """The number of the first round that is not committed; 0 is the description of the hospitals."""
-        records = self.records()
-        return records[-1]["round"] + 1 if records else 0
+        path = self.folder / "rounds.jsonl"
+        lines = path.read_bytes().rsplit(b"\n", 2)[:-1] if path.exists() else []  # the last alone is parsed
+        return int(json.loads(lines[-1])["round"]) + 1 if lines else 0
 
     def commit(
         self,
@@ -155,7 +156,8 @@ class RunStore:
         return self.folder / "checkpoints" / f"round-{round_number:05d}"
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("round-*"))
+        found = {path.name.removeprefix("round-"): path for path in (self.folder / "checkpoints").glob("round-*")}
+        return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
 
     def _publish(self, checkpoint: Path) -> None:
         """Bring the files that are derived from a committed checkpoint up to date; safe to repeat."""

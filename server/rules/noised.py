@@ -25,11 +25,15 @@ class Noised:
         self._longest = protection.longest(size({name: state[name] for name in protection.names}))
 
     def fits(self, update: Mapping[str, Tensor], weight: int) -> bool:
-        """Whether an update is as long as one can be that has its hospital's noise in it; without noise, any is, since it is clipped."""
+        """Whether an update is as long as one can be that has its hospital's noise in it, and the sum has room for it; without noise, any
+        is, since it is clipped.
+        """
         if self._protection.clips:
             return True
         shared = {name: update[name] for name in self._protection.names}
-        return norm(shared) <= self._longest * self._protection.clip
+        if norm(shared) > self._longest * self._protection.clip:
+            return False
+        return self._mean.fits(_Scaled(shared, 1 / self._protection.clip), 1)
 
     def fold(self, site: str, update: Mapping[str, Tensor], weight: int) -> None:
         """Add it, clipped; the weight does not count."""
@@ -37,7 +41,7 @@ class Noised:
         if self._protection.clips:
             self._short += 0.5 if is_short(update, clip, names) else -0.5
             scale = factor(update, clip, names)
-        self._mean.fold(_Scaled({name: update[name] for name in names}, scale / clip), 1)
+        self._mean.fold(_Scaled({name: update[name] for name in names}, scale / clip), 1, fits=True)
 
     def result(self) -> State:
         """The noised sum over how many were asked, float32, zero where nothing is protected. OSError on a full disk."""

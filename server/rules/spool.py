@@ -52,9 +52,11 @@ class Spool:
     def add(self, site: str, update: Mapping[str, Tensor]) -> None:
         """Write one hospital's update; OSError on a full disk."""
         path = self._folder / f"{self._written:05d}.f32"
-        with path.open("wb") as file:
+        with path.open(
+            "wb"
+        ) as file:  # not by numpy's tofile, which does not notice that the last numbers found no room
             for name in self._shapes:
-                update[name].contiguous().numpy().tofile(file)
+                file.write(update[name].contiguous().numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
         self._files[site] = path
         self._written += 1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,29 @@ def test_stages_and_runs_keep_their_own_and_only_the_newest_stay(tmp_path: Path)
     for name in "abcdef":
         train(tmp_path, 1, stage=name)
     assert len(list((tmp_path / FOLDER).iterdir())) == 4
+
+
+def test_a_clock_that_was_ahead_once_does_not_cost_a_stage_what_it_has_just_kept(tmp_path: Path) -> None:
+    ahead = time.time() + 86_400
+    for name in "abcd":
+        train(tmp_path, 1, stage=name)
+    for folder in (tmp_path / FOLDER).iterdir():
+        os.utime(folder, (ahead, ahead))
+    assert [train(tmp_path, number) for number in (1, 2)] == [None, 1]
+    assert len(list((tmp_path / FOLDER).iterdir())) == 4
+
+
+def test_what_a_process_that_died_while_it_wrote_has_left_is_removed(tmp_path: Path) -> None:
+    train(tmp_path, 1)
+    (folder,) = (tmp_path / FOLDER).iterdir()
+    left = [folder / ".000001.safetensors.1.tmp", tmp_path / FOLDER / ".interrupted.safetensors.1.tmp"]
+    being_written = folder / ".000002.safetensors.1.tmp"
+    for path in (*left, being_written):
+        path.write_bytes(b"half")
+    for path in left:
+        os.utime(path, (time.time() - 86_400,) * 2)
+    train(tmp_path, 2)
+    assert [path.exists() for path in (*left, being_written)] == [False, False, True]
 
 
 def test_a_damaged_file_costs_the_moments_and_not_the_round(tmp_path: Path) -> None:

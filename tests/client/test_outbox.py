@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,3 +120,12 @@ def test_a_copy_can_be_forgotten(tmp_path: Path) -> None:
     forget_outbox(tmp_path)
     forget_outbox(tmp_path)
     assert not (tmp_path / FOLDER).exists()
+
+
+def test_half_a_copy_of_a_process_that_died_is_removed(site: Site, task_for: Callable[..., Task]) -> None:
+    answer(task_for("mae"), site)
+    half = site.private / FOLDER / ".last.1.tmp"
+    half.write_bytes(b"half")
+    os.utime(half, (time.time() - 86_400,) * 2)
+    answer(task_for("mae", 2), site)
+    assert not half.exists()

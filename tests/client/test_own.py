@@ -98,6 +98,17 @@ def test_an_evaluation_is_of_the_model_with_the_hospitals_own_tensors(
     assert all(torch.equal(loaded[-1][name], tensor) for name, tensor in kept.items())
 
 
+def test_whoever_missed_a_whole_stage_is_evaluated_with_the_own_tensors_of_the_one_before(
+    site: Site, cache: Cache, local_plan: Plan, task_for: Callable[..., Task], loaded: list[State]
+) -> None:
+    pretrained = task_for("mae", 3, plan=local_plan)
+    train(pretrained, site, cache, CPU)
+    evaluate(task_for("test", plan=local_plan), site, cache, CPU)
+    norms = {name: tensor for name, tensor in own(site, pretrained).items() if name in loaded[-1]}
+    assert norms
+    assert all(torch.equal(loaded[-1][name], tensor) for name, tensor in norms.items())
+
+
 def test_a_repeated_round_starts_from_the_same_own_tensors(
     site: Site, cache: Cache, local_plan: Plan, task_for: Callable[..., Task]
 ) -> None:

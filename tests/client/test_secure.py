@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -342,3 +344,13 @@ def test_a_rehearsal_shows_that_keys_leave_and_leaves_no_update_behind(
 def test_letters_in_the_wrong_places_are_no_letters() -> None:
     with pytest.raises(LetterError):
         advert_from_bytes(named("abc"))
+
+
+def test_a_clock_that_was_ahead_once_does_not_cost_a_round_its_held_update(tmp_path: Path) -> None:
+    made = consortium(tmp_path, "a")
+    for stage in "bc":
+        Held(made.sites["a"], replace(made.task, stage=stage)).begin(bytearray(b"old"), 1)
+    for folder in (made.sites["a"].private / "secure").iterdir():
+        os.utime(folder, (time.time() + 86_400,) * 2)
+    held = Held(made.sites["a"], made.task)
+    assert held.update(held.begin(bytearray(b"new"), 1)) == bytearray(b"new")

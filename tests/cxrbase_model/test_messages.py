@@ -77,6 +77,8 @@ def test_what_is_no_reply_of_this_protocol_is_refused_by_code() -> None:
         {"metrics": {"validation_loss": "low"}},
         {"metrics": {"validation_loss": [0.5]}},
         {"metrics": {"validation_loss": True}},
+        {"metrics": {"validation_auroc": 1e30}},
+        {"metrics": {"validation_auroc": -0.1}},
         {"metrics": {"../../another": 0.5}},
         {"stage": "x" * (1 << 20)},
     ],

@@ -89,6 +89,14 @@ def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
             "stages[1].init: expected one of random, previous, timm:NAME, file:PATH, stage:mae; found 'stage:none'",
         ),
         (
+            lambda m: m["stages"][1].update(init="mae"),
+            "stages[1].init: expected one of random, previous, timm:NAME, file:PATH, stage:mae; found 'mae'",
+        ),
+        (
+            lambda m: m["stages"][0].update(name="describe"),
+            "stages[0].name: expected another name, since describe is that of the round in which hospitals tell what they have; found 'describe'",
+        ),
+        (
             lambda m: m["stages"][1].update(name="mae"),
             "stages[1].name: expected a new name of letters, digits, - and _; found 'mae'",
         ),

@@ -14,6 +14,8 @@ def test_everybody_is_asked_by_default() -> None:
 def test_a_share_is_rounded_up_and_the_quorum_is_kept() -> None:
     assert len(choose(SITES, 0.31, 2, seed=0, round_number=1)) == 4
     assert len(choose(SITES, 0.1, 3, seed=0, round_number=1)) == 3
+    hundred = [f"site-{index}" for index in range(100)]
+    assert len(choose(hundred, 0.07, 1, seed=0, round_number=1)) == 7, "0.07 * 100 is above 7 in floating point"
     assert choose(SITES[:1], 0.5, 3, seed=0, round_number=1) == SITES[:1]
 
 

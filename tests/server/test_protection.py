@@ -120,6 +120,20 @@ def test_a_clip_far_from_the_norms_finds_their_quantile() -> None:
         assert sum(seen[-100:]) / 100 == pytest.approx(35.5, rel=0.05)
 
 
+def test_a_count_that_noise_has_carried_far_away_ends_at_the_clips_limits_and_not_the_run() -> None:
+    assert (next_clip(1.0, -1e6, Adaptive()), next_clip(1.0, 1e6, Adaptive())) == (1e12, 1e-12)
+
+
+def test_one_number_with_the_noise_of_all_is_left_out_where_the_sum_has_no_room_for_it(tmp_path: Path) -> None:
+    state = {"w": torch.zeros(1200, 1000)}
+    privacy = HospitalPrivacy(noise_multiplier=1000.0, noise="hospitals")
+    made = Sum(1, 1, 1000.0, ("a", "b"))
+    protection = Protection(privacy, 2, frozenset(state), 1.0, made, Spent(tmp_path), NoiseSource(1))
+    state["w"][0, 0] = 1.09e6
+    with WeightedMean(state, tmp_path / "sums") as mean:
+        assert not Noised(mean, state, protection).fits(state, 1)
+
+
 def private(privacy: dict[str, Any], **federation: Any) -> Plan:
     base = {"weighting": "uniform", "quorum": 2, "deadline": 60, "join_deadline": 60} | federation
     return read(Plan, to_mapping(short_plan(**base)) | {"aggregation": {"privacy": privacy}})

@@ -212,6 +212,8 @@ def test_a_chart_leaves_out_what_is_not_finite_and_survives_equal_values() -> No
     assert drawn.count("<circle") == 2
     assert "nan" not in drawn
     assert "Nothing to draw" in line_chart({"a": []}, title="t", across="round")
+    for values in ([1e30, 1e30], [-1e16], [0.0, 5e-324]):  # a hospital may claim any finite loss
+        assert "svg" in line_chart({"a": list(enumerate(values))}, title="t", across="round")
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (14_413_704, "14.4 MB"), (3e9, "3 GB")])

@@ -55,6 +55,14 @@ def test_only_the_newest_checkpoints_keep_their_weights(tmp_path: Path) -> None:
         store.state(1)
 
 
+def test_the_newest_checkpoints_are_those_of_the_highest_rounds_however_many_digits_these_have(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    for number in range(99_998, 100_001):
+        commit(store, number)
+    assert torch.equal(store.state(100_000)["encoder.w"], state(100_000)["encoder.w"])
+    assert torch.equal(store.state(99_999)["encoder.w"], state(99_999)["encoder.w"])
+
+
 def test_the_final_weights_of_a_stage_outlive_its_checkpoints(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path / "run", plan())
     commit(store, 1, ends=True)

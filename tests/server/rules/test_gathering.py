@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,24 @@ def test_in_a_stages_first_round_the_bound_is_the_median_norm_of_its_own_updates
     doubled = aggregated(BoundedMean(factor=2.0), updates, tmp_path)
     expected = sum(weights[site] * min(lengths[site], 4.0) for site in updates) / sum(weights.values())
     torch.testing.assert_close(doubled["scale"], torch.tensor(expected / 27**0.5))
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let writing beyond so many bytes of a file fail, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("rule", [Mean(), Median()], ids=lambda rule: f"{rule.kind}")
+def test_a_disk_that_is_full_before_the_last_small_tensor_is_no_zero_in_the_model(rule: Rule, tmp_path: Path) -> None:
+    with (
+        gathering(rule, drawn(99), tmp_path, None) as gathered,
+        largest_file(100),
+        pytest.raises(OSError, match="too large"),
+    ):
+        gathered.fold("a", drawn(1), 1)

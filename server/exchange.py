@@ -94,9 +94,10 @@ class _Request:
             if self.fetch is None:
                 return []
             self.pull, self.fetch = _Pull(self.fetch), None
-        found = self.pull.take()
-        if found is not None:
-            self.pull = None
+        pull, self.pull = self.pull, None
+        found = pull.take()
+        if found is None:
+            self.pull = pull
         return found
 
     @property
@@ -158,11 +159,10 @@ class Exchange:
     ) -> Iterator[tuple[int, Message]]:
         """Send each node its task and yield (node number, reply) as they come, until all have or the deadline is over.
 
-        Replies are handed out one at a time, and two at most are in memory, four where two are sent slowly; one that comes late is thrown away. A node that is
-        gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others suffice. `instead` may give
-        another task for a reply, which the node is then sent at once; the reply is not handed out.
+        Replies are handed out one at a time, and two at most are in memory, four where two are sent slowly, besides one that came late and
+        is thrown away. A node that is gone is waited for up to the deadline, or `absence` seconds once `enough` says that the others
+        suffice. `instead` may give another task for a reply, which the node is then sent at once; the reply is not handed out.
         """
-        self._forget_late()
         end = time.monotonic() + deadline
         open_requests = {number: _Request(task) for number, task in tasks.items()}
         try:
@@ -212,6 +212,7 @@ class Exchange:
 
     def _look(self, requests: dict[int, _Request], end: float) -> None:
         """See who is there, and ask those who have not been asked, or have lost what they were asked."""
+        self._drop_late()
         nodes = self.nodes()
         self._on_wait(list(nodes.values()), sorted(requests))
         for number, request in requests.items():
@@ -241,10 +242,19 @@ class Exchange:
         for message, fetch in answered(self._grid, [*waiting]).items():
             waiting[message].fetch = fetch
 
-    def _forget_late(self) -> None:
-        """Take and drop replies that came too late, so that they do not stay on the server's disk."""
+    def _drop_late(self) -> None:
+        """Take and drop replies that came too late, so that they do not stay on the server's disk; one at a time, for it is in memory."""
         self._find(self._late)
-        self._late = [request for request in self._late if request.replies() == []]
+        for request in list(self._late):
+            try:
+                replies = request.replies()
+            except Exception:  # noqa: BLE001  # nobody waits for it
+                self._late.remove(request)
+                continue
+            if request.pull is not None:
+                return
+            if replies:
+                self._late.remove(request)
 
 
 def _has_room(requests: Mapping[int, _Request]) -> bool:

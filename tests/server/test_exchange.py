@@ -249,3 +249,45 @@ def test_no_more_than_two_replies_are_fetched_at_the_same_time(clock: Clock) -> 
     under_way: list[int] = []
     assert sorted(asked(Counting(dict.fromkeys(range(1, 6), answers)), *range(1, 6))) == [1, 2, 3, 4, 5]
     assert most[0] == 2
+
+
+def test_of_many_late_replies_one_is_fetched_at_a_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.exchange._PULL", 0.005)  # of the true clock
+    awake = threading.Event()
+    begun: list[str] = []
+
+    class Late(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            if awake.is_set() and not self.done.is_set():
+                begun.extend(message_ids)
+                self.done.wait(WAIT)
+            return super().pull_messages(message_ids)
+
+        done = threading.Event()
+
+    grid = Late(dict.fromkeys(range(1, 6), lambda message: answers(message) if awake.is_set() else None))
+    exchange = Exchange(grid)
+    assert list(exchange.ask(dict.fromkeys(range(1, 6), TASK), 3)) == []
+    awake.set()
+    try:
+        assert list(exchange.ask({9: TASK}, 20)) == []
+    finally:
+        grid.done.set()
+    assert begun == ["message-1"]
+    assert (list(exchange.ask({9: TASK}, 20)), grid.waiting) == ([], 0), "all are dropped once the first one has come"
+
+
+def test_an_error_in_a_late_reply_does_not_end_the_run(clock: Clock) -> None:
+    class Torn(LocalGrid):
+        torn = False
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            if self.torn and "message-1" in message_ids:
+                raise ConnectionError("the reply is torn")
+            return super().pull_messages(message_ids)
+
+    grid = Torn({1: silent, 2: answers})
+    exchange = Exchange(grid)
+    assert [number for number, _ in exchange.ask({1: TASK, 2: TASK}, 5)] == [2]
+    grid.torn = True
+    assert [number for number, _ in exchange.ask({2: TASK}, 5)] == [2]

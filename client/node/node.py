@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import queue
@@ -21,7 +22,7 @@ RUN = "run"  # folder of what only lives as long as the daemon
 LOGS = "logs"
 TASK_LOCK = "task.lock"  # held by the runner while a task runs
 
-_NUMBER = "number"  # the server's for this hospital, and the machine that it was told to
+_NUMBER = "number"  # the server's for this hospital, and where it was told
 
 _GRACE = 20.0  # seconds from the request to end until a process is killed
 _EXECUTOR_PAUSE = 5.0  # seconds between two starts of the executor
@@ -108,19 +109,23 @@ class Node:
     def _earlier(self) -> int:
         """The server's number for this hospital, of the last SuperNode that ran from this folder on this machine; 0 if unknown.
 
-        A copy of the folder on another machine must not sign off the one that runs here.
+        A copy of the folder, on another machine or elsewhere on this one, must not sign off the one that runs here.
         """
         try:
-            number, machine = (self._folder / _NUMBER).read_text(encoding="utf-8").split("\n")
+            number, place = (self._folder / _NUMBER).read_text(encoding="utf-8").split("\n")
+            return int(number) if place == self._place else 0
         except (OSError, ValueError):
             return 0
-        return int(number) if machine == platform.node() else 0
+
+    @property
+    def _place(self) -> str:
+        return json.dumps([platform.node(), str(self._folder.resolve())])  # in one line, whatever the folder is called
 
     def _hear(self, line: str) -> None:
         event, number = event_of(line), number_of(line)
         if number is not None:
             with contextlib.suppress(OSError):  # a full disk costs up to a minute after the next crash
-                write_private(self._folder / _NUMBER, f"{number}\n{platform.node()}".encode())
+                write_private(self._folder / _NUMBER, f"{number}\n{self._place}".encode())
         if event in (Event.CONNECTED, Event.LOST):
             self.connected = event is Event.CONNECTED
         elif event in (Event.BUSY, Event.IDLE):

@@ -196,8 +196,24 @@ def test_a_rule_that_judges_single_numbers_is_refused_where_most_are_not_sent(ru
         SettingsError, match=f"transport.update: expected all numbers for aggregation.rule {rule}, .* found topk"
     ):
         planned(plan(quorum=3), aggregation={"rule": {"kind": rule}}, transport={"update": "topk"})
-    for whole in ("geometric-median", "bounded-mean"):
-        planned(plan(quorum=3), aggregation={"rule": {"kind": whole}}, transport={"update": "topk"})
+    for linear in ("angle-mean", "bounded-mean"):
+        planned(plan(quorum=3), aggregation={"rule": {"kind": linear}}, transport={"update": "topk"})
+
+
+@pytest.mark.parametrize("rule", ["krum", "geometric-median"])
+def test_a_rule_that_compares_updates_is_refused_where_they_overlap_little(rule: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"transport.update: expected all numbers for aggregation.rule {rule}, .* found topk"
+    ):
+        planned(plan(quorum=5), aggregation={"rule": {"kind": rule}}, transport={"update": "topk"})
+
+
+def test_directions_are_not_compared_where_updates_overlap_little() -> None:
+    with pytest.raises(
+        SettingsError, match=r"transport.update: expected all numbers for federation.cosine, .* found topk"
+    ):
+        planned(plan(quorum=3, cosine=0.0), transport={"update": "topk"})
+    planned(plan(quorum=3, longest=3.0), transport={"update": "topk"})
 
 
 def test_the_plans_of_before_mean_the_exact_mean_and_travel_whole() -> None:

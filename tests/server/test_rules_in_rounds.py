@@ -232,6 +232,31 @@ def test_rounds_in_which_nothing_moved_do_not_make_outliers_of_all_that_follow(t
     assert [record["rejected"] for record in store.records()] == [[]] * 4
 
 
+def grown(task: Task, reply: Reply) -> Reply:
+    if task.round == 1:
+        return reply
+    return replace(reply, update=pack({name: 1000 * each for name, each in unpack(reply.update).items()}))
+
+
+@pytest.mark.parametrize("still", [0, 1, 2])
+def test_a_limit_that_most_hospitals_have_outgrown_holds_nobody_up(tmp_path: Path, still: int) -> None:
+    nodes = [hospital(name, 0.1, 10, *[grown] * (index >= still)) for index, name in enumerate("abcde")]
+    store = run(tmp_path, nodes, short_plan(outlier=10.0, repeats=0, quorum=2))
+    assert [record["rejected"] for record in store.records()] == [[]] * 4
+
+
+def test_half_of_the_hospitals_move_no_limit(tmp_path: Path) -> None:
+    nodes = [*three()[:2], *(hospital(name, 0.1, 10, grown) for name in "de")]
+    records = run(tmp_path, nodes, short_plan(outlier=10.0)).records()
+    assert [{line["site"] for line in record["rejected"]} for record in records] == [
+        set(),
+        set(),
+        {"d", "e"},
+        {"d", "e"},
+    ]
+    assert records[2]["hospitals"][2]["update_norm"] > 100 * records[2]["hospitals"][1]["update_norm"]
+
+
 def test_who_changes_what_each_hospital_keeps_for_itself_is_left_out(tmp_path: Path) -> None:
     def keeps(task: Task, reply: Reply) -> Reply:
         update = unpack(reply.update) if reply.update else {}

@@ -265,3 +265,18 @@ def test_who_changes_what_each_hospital_keeps_for_itself_is_left_out(tmp_path: P
     own = planned(short_plan(), aggregation={"keep_local": ["*norm*"]})
     nodes = [hospital("a", 0.1, 10, keeps), hospital("b", 0.1, 10, keeps), hospital("c", 0.1, 10)]
     assert run(tmp_path, nodes, own).records()[1]["rejected"] == [{"site": "c", "code": "LOCAL"}]
+
+
+@pytest.mark.parametrize("step", ["add", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_the_teacher_is_the_mean_of_the_hospitals_whatever_the_servers_step(tmp_path: Path, step: str) -> None:
+    first = short_plan().stages[0]
+    assert isinstance(first, PretrainStage)
+    taught = replace(short_plan(), stages=(replace(first, rounds=2, objective="features"),))
+    store = run(tmp_path, three(), planned(taught, aggregation={"step": {"kind": step}}))
+    before, after = start_of(store), store.stage_state("mae")
+    changes = {name: float((after[name] - before[name]).double().mean()) for name in before}
+    mean = pytest.approx(2 * (0.3 - 0.1 + 0.01) / 3, rel=1e-3)
+    assert {name for name in changes if name.startswith("teacher.")}
+    assert all(change == mean for name, change in changes.items() if name.startswith("teacher."))
+    others = [change == mean for name, change in changes.items() if not name.startswith("teacher.")]
+    assert all(others) if step == "add" else not any(others)

@@ -60,7 +60,7 @@ def reserve(site: Site, task: Task, mechanism: Mechanism) -> None:
 
     It is spent from then on, whatever becomes of the training. In a rehearsal, from which nothing leaves, nothing is spent.
     """
-    if _rehearsing.get():
+    if rehearses():
         return
     policy = site.policy
 
@@ -108,6 +108,11 @@ def rehearsal() -> Iterator[None]:
         yield
     finally:
         _rehearsing.reset(token)
+
+
+def rehearses() -> bool:
+    """Whether what goes on is a rehearsal, which must leave alone what real rounds go on from."""
+    return _rehearsing.get()
 
 
 def told_left(value: float) -> str:

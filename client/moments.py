@@ -20,11 +20,6 @@ class Moments(Kept):
         super().__init__(private / FOLDER, task)
         self.interrupted = LocalCheckpoint(private / FOLDER / _INTERRUPTED)
 
-    def drop(self) -> None:
-        """Remove the moments of the stage, and the checkpoint of a round that was interrupted."""
-        super().drop()
-        self.interrupted.remove()
-
 
 def forget_moments(private: Path) -> None:
     """Remove all moments and local checkpoints."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.budget import rehearses
 from client.dataset import Cache
 from client.feedback import Residual
 from client.guard import Guarded, Noise, begin, secure
@@ -165,8 +166,11 @@ def _begin(
 
 
 def _interrupted(memory: Moments, work: Work) -> LocalCheckpoint | None:
-    """Where a round that is interrupted leaves a checkpoint; under SCAFFOLD it begins again, since the gradients' path would be lost."""
-    return None if work.plan.aggregation.scaffold else memory.interrupted
+    """Where a round that is interrupted leaves a checkpoint; under SCAFFOLD it begins again, since the gradients' path would be lost.
+
+    A rehearsal has none: the one file may be of a real round, which has spent its privacy already and goes on from there.
+    """
+    return None if work.plan.aggregation.scaffold or rehearses() else memory.interrupted
 
 
 def _load(model: MaskedAutoencoder | Classifier, work: Work) -> None:

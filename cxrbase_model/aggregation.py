@@ -237,13 +237,22 @@ class Aggregation:
             if found:
                 raise SettingsError(f"{expected}, where aggregation.scaffold is true; found {found}")
 
-    def check_packing(self, packing: str) -> None:
-        """SettingsError where each coordinate is judged by itself and most hospitals leave it out of what they send."""
-        if packing == "topk" and isinstance(self.rule, Median | TrimmedMean):
-            raise SettingsError(
-                f"transport.update: expected all numbers for aggregation.rule {self.rule.kind}, which takes most of those that topk sends for "
-                "outliers; found topk"
-            )
+    def check_packing(self, packing: str, cosine: float | None) -> None:
+        """SettingsError where updates are judged by numbers that most hospitals leave out of what they send.
+
+        cosine: the plan's federation.cosine. Only what is linear in the updates makes up for it later, when the numbers come.
+        """
+        if packing != "topk":
+            return
+        judged = ""
+        if isinstance(self.rule, Median | TrimmedMean):
+            judged = f"aggregation.rule {self.rule.kind}, which takes most of those that topk sends for outliers"
+        elif isinstance(self.rule, Krum | GeometricMedian):
+            judged = f"aggregation.rule {self.rule.kind}, since those that topk sends overlap little and honest updates lie far apart"
+        elif cosine is not None:
+            judged = "federation.cosine, since those that topk sends overlap little and honest updates have no direction in common"
+        if judged:
+            raise SettingsError(f"transport.update: expected all numbers for {judged}; found topk")
 
     def check_quorum(self, quorum: int) -> None:
         """SettingsError where a round of the fewest replies that count would be too small for the rule."""

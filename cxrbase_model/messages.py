@@ -89,7 +89,7 @@ MEANING: dict[Code, str] = {
     Code.IDENTITY: "the reply is in the name of another hospital than the one whose key it came with",
     Code.ROUND: "the reply belongs to another round",
     Code.DUPLICATE: "the hospital has replied in this round already",
-    Code.NORM: "the update's norm is above the plan's bound, or its numbers times its examples above what a sum holds",
+    Code.NORM: "the update's norm is above the plan's bound, or its largest number times its examples above a million, more than a sum holds",
     Code.OUTLIER: "the update's norm is far above those that earlier rounds admitted, or those of the same round",
     Code.SHORT: "the update's norm is far below those of the same round, as if nobody had trained",
     Code.OPPOSED: "the update points away from where the others of the same round point",

@@ -77,7 +77,7 @@ class Plan:
         self._check_stages()
         check_stages(self.privacy, self.stages)
         self.aggregation.check_quorum(self.federation.quorum)
-        self.aggregation.check_packing(self.transport.update)
+        self.aggregation.check_packing(self.transport.update, self.federation.cosine)
         self._check_protection()
 
     @property

@@ -97,8 +97,10 @@ class Federation:
         None, low=0.0, why="largest admitted Euclidean norm of an update; none means that any finite one is admitted"
     )
     outlier: float | None = knob(
-        None, low=1.0, why="largest admitted norm, as a multiple of the median of the stage's last rounds; none for any"
-    )
+        None, low=1.0,
+        why="largest admitted norm, as a multiple of the median of the stage's last rounds, or of what more than half of all hospitals "
+        "reach where that is above it; none for any",
+    )  # fmt: skip
     longest: float | None = knob(
         None, low=1.0,
         why="largest norm that counts, as a multiple of the median of the same round's updates, its first round included; none for any",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -47,12 +47,22 @@ def unlike(norms: Mapping[str, float], longest: float | None, shortest: float | 
     return found
 
 
-class Rejected(Exception):
-    """A reply that is left out of the round; the code says why."""
+def reached_by_most(norms: Collection[float], hospitals: int) -> float:
+    """The largest norm that more than half of so many hospitals reach; 0 where too few of them have one.
 
-    def __init__(self, code: Code) -> None:
+    While at most half of all are hostile, one of those at least is honest, so that the others cannot raise it above the longest honest norm,
+    whoever is silent.
+    """
+    half = hospitals // 2
+    return sorted(norms, reverse=True)[half] if len(norms) > half else 0.0
+
+
+class Rejected(Exception):
+    """A reply that is left out of the round; the code says why. norm: of its update, where that was the reason."""
+
+    def __init__(self, code: Code, norm: float | None = None) -> None:
         super().__init__(code.value)
-        self.code = code
+        self.code, self.norm = code, norm
 
 
 def check_reply(reply: Reply, task: Task, answered: Set[str]) -> None:
@@ -138,7 +148,7 @@ def admit_update(
     if max_norm is not None and length > max_norm:
         raise Rejected(Code.NORM)
     if outlying is not None and length > outlying:
-        raise Rejected(Code.OUTLIER)
+        raise Rejected(Code.OUTLIER, length)
     return Admitted(update, reply.examples, length)
 
 

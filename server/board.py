@@ -7,9 +7,11 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+_WHOLE = "_global"  # no hospital's name begins so, and `global` may be one
+
 
 class Board:
-    """Writes `tensorboard/global` and `tensorboard/SITE`; events of rounds that are run again are purged."""
+    """Writes `tensorboard/_global` and `tensorboard/SITE`; events of rounds that are run again are purged."""
 
     def __init__(self, folder: Path, *, purge_after_round: int) -> None:
         self._folder = folder / "tensorboard"
@@ -24,7 +26,7 @@ class Board:
         whole |= {"bytes/sent": record["bytes_sent"], "bytes/received": record["bytes_received"]}
         whole["privacy/epsilon"] = record.get("privacy", {}).get("epsilon")
         whole["hospitals"] = sum(entry["status"] == "admitted" for entry in record["hospitals"])
-        self._scalars("global", record, whole)
+        self._scalars(_WHOLE, record, whole)
         for entry in record["hospitals"]:
             own = {"loss": entry["loss"], "seconds": entry["seconds"], "update_norm": entry.get("update_norm")}
             for model, evaluation in entry.get("evaluations", {}).items():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cxrbase_model.messages import Code, Reply, Task, WireError, reply_from_message
 from cxrbase_model.plan import Plan
-from server.admission import Rejected, admit_evaluation, admit_update, check_reply, claimable, unlike
+from server.admission import Rejected, admit_evaluation, admit_update, check_reply, claimable, reached_by_most, unlike
 from server.records import Record, entry
 from server.rules.direction import directions
 from server.rules.gathering import Gathering
@@ -57,6 +57,8 @@ class Intake:
         except (WireError, Rejected) as error:
             refused = reply is not None and reply.code is not None
             line = entry(name, "refused" if refused else "rejected", error.code, reply)
+            if isinstance(error, Rejected) and error.norm is not None:
+                line["update_norm"] = _told(error.norm)
         self.entries[name] = line | {"bytes_sent": self._bytes_sent.get(name, 0)}
 
     def note_silent(self, cohort: Iterable[str]) -> None:
@@ -70,13 +72,25 @@ class Intake:
         federation = self._plan.federation
         if not federation.compares or not isinstance(held := self._gathered, Held):  # a secured round gathers nothing
             return
-        norms = {
-            name: line["update_norm"] for name, line in self.entries.items() if line.get("update_norm") is not None
-        }
+        norms = {name: norm for name, norm in self._norms().items() if self.entries[name]["status"] == "admitted"}
         self._leave_out(held, unlike(norms, federation.longest, federation.shortest))
         if federation.cosine is not None:
             cosines = directions(held.spool)
             self._leave_out(held, {name: Code.OPPOSED for name, at in cosines.items() if at < federation.cosine})
+
+    def outgrown(self, hospitals: int) -> float | None:
+        """The norm that most of the `hospitals` that could be asked reach, where that is more than `federation.outlier` allows; else None.
+
+        Then what has grown are honest updates, say with the learning rate, and the last rounds say nothing of this one any more. A
+        minority cannot bring it about, nor choose the norm (`reached_by_most`).
+        """
+        reached = reached_by_most(self._norms().values(), hospitals)
+        return reached if self._outlying is not None and reached > self._outlying else None
+
+    def _norms(self) -> dict[str, float]:
+        """The norms that are known: of updates that were admitted, and of those that were left out for them."""
+        known = {name: line.get("update_norm") for name, line in self.entries.items()}
+        return {name: norm for name, norm in known.items() if norm is not None}
 
     def _leave_out(self, held: Held, found: Mapping[str, Code]) -> None:
         for name, code in found.items():
@@ -96,4 +110,9 @@ class Intake:
         if not self._gathered.fits(admitted.update, weight):
             raise Rejected(Code.NORM)
         self._gathered.fold(name, admitted.update, weight)
-        return float(f"{admitted.norm:.6g}")
+        return _told(admitted.norm)
+
+
+def _told(norm: float) -> float:
+    """As it is written down."""
+    return float(f"{norm:.6g}")

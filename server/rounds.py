@@ -171,8 +171,11 @@ class RoundLoop:
             f"the quorum is {federation.quorum}{told(self._roster.entries.values())}; resume when the hospitals are back"
         )
 
-    def _attempt(self, item: Round, attempt: int) -> bool:
-        """One attempt at a round; whether it reached the quorum and was committed."""
+    def _attempt(self, item: Round, attempt: int, outgrown: float | None = None) -> bool:
+        """One attempt at a round; whether it reached the quorum and was committed.
+
+        outgrown: the usual norm in place of the last rounds', where most hospitals have been asked already and were above that one's limit.
+        """
         started = time.monotonic()
         before = self._model.before(item)
         federation = self._plan.federation
@@ -189,7 +192,7 @@ class RoundLoop:
         broadcast = self._broadcasts.next(task, whole, cohort)
         if self._plan.aggregation.secure is not None and not isinstance(item.stage, EvaluateStage):
             return self._secured(item, attempt, started, before, broadcast, cohort, protection)
-        usual = usual_norm(self._store.records(), item.stage.name)
+        usual = outgrown or usual_norm(self._store.records(), item.stage.name)
         rule, hold = self._plan.aggregation.rule, federation.compares
         # The others look at names and shapes alone, and rounding all weights for these takes time.
         start = broadcast.state if isinstance(rule, AngleMean) else whole
@@ -198,10 +201,11 @@ class RoundLoop:
             intake = Intake(self._plan, task, whole, gathered, usual, broadcast.bytes_sent)
             self._ask(cohort, broadcast, intake)
             self._last_entries = [intake.entries[name] for name in sorted(intake.entries)]
-            if intake.admitted < federation.quorum:
-                return False
-            self._finish(item, attempt, started, before, gathered, protection)
-        return True
+            grown = intake.outgrown(len(able)) if outgrown is None else None
+            if grown is None and intake.admitted >= federation.quorum:
+                self._finish(item, attempt, started, before, gathered, protection)
+                return True
+        return grown is not None and self._attempt(item, attempt, grown)  # their outboxes answer, without training
 
     def _secured(
         self, item: Round, attempt: int, started: float, before: State, broadcast: Broadcast, cohort: list[str],

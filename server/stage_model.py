@@ -7,14 +7,20 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from cxrbase_model.classifier import build_classifier
-from cxrbase_model.features import build_objective
-from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage
+from cxrbase_model.features import FeaturePredictor, build_objective
+from cxrbase_model.plan import EvaluateStage, FinetuneStage, Plan, PretrainStage, Stage
 from cxrbase_model.state import state_of
 
 
 def stage_model(plan: Plan, stage: PretrainStage | FinetuneStage) -> nn.Module:
     """The stage's network with what it does not train frozen."""
     return build_classifier(plan, stage) if isinstance(stage, FinetuneStage) else build_objective(plan, stage)
+
+
+def averages(stage: Stage) -> tuple[str, ...]:
+    """What the names of the tensors of a stage's network begin with that only follow others, as averages of past weights."""
+    features = isinstance(stage, PretrainStage) and stage.objective == "features"
+    return FeaturePredictor.moves if features else ()
 
 
 def unmatched(plan: Plan) -> str:

@@ -47,6 +47,8 @@ class RunStore:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self._records: list[dict[str, Any]] = []  # of the file's first `_read` bytes
+        self._read = 0
 
     @classmethod
     def create(cls, folder: Path, plan: Plan) -> RunStore:
@@ -103,9 +105,21 @@ class RunStore:
         return content
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of all committed rounds, in order; a line that is being written, or was torn by a kill, is none."""
+        """The records of all committed rounds, in order, to be left as they are; a line that is being written, or was torn by a kill, is none.
+
+        The file only grows, so what was read before is kept; one that is shorter was put back by hand, and is read anew.
+        """
         path = self.folder / "rounds.jsonl"
-        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+        if not path.exists():
+            return []
+        if path.stat().st_size < self._read:
+            self._records, self._read = [], 0
+        with path.open("rb") as file:
+            file.seek(self._read)
+            lines = [line for line in file if line.endswith(b"\n")]
+        self._records += [json.loads(line) for line in lines]  # all or none
+        self._read += sum(map(len, lines))
+        return list(self._records)
 
     @property
     def next_round(self) -> int:

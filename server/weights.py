@@ -8,6 +8,7 @@ from cxrbase_model.state import State
 from server.initial import initial_state
 from server.records import Record
 from server.rules.step import step
+from server.stage_model import averages
 from server.store import RunStore
 from server.variates import advanced, first_variates, outcome, taken_in, variates_of
 
@@ -47,7 +48,7 @@ class GlobalModel:
             known = taken_in(self._store.records(), item.stage.name)
             found = outcome(known, entries)
             variates = advanced(variates, update, known, entries, found)
-        move, memory = step(self._store.plan.aggregation.step, update, self._memory(item))
+        move, memory = step(self._store.plan.aggregation.step, update, self._memory(item), averages(item.stage))
         memory |= variates
         for name, tensor in move.items():  # in place: a third model is not held
             tensor += state[name]

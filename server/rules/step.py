@@ -15,16 +15,23 @@ from cxrbase_model.aggregation import Adagrad, Adam, Add, Momentum, Step, Yogi
 from cxrbase_model.state import State
 
 
-def step(rule: Step, update: State, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+def step(
+    rule: Step, update: State, memory: Mapping[str, Tensor], averages: tuple[str, ...] = ()
+) -> tuple[State, State]:
     """What to add to the global weights for an update, and what to remember for the next round; `memory` is empty in a stage's first.
 
-    Computed in float64 and rounded to float32, one tensor at a time.
+    averages: what the names of tensors begin with that are averages of past weights, such as a teacher. An update of these is no
+    pseudo-gradient but where the hospitals' own have come to, so they are added as they are. Computed in float64 and rounded to
+    float32, one tensor at a time.
     """
     if isinstance(rule, Add):
         return update, {}
     moves: State = {}
     kept: State = {}
     for name, delta in update.items():
+        if name.startswith(averages):
+            moves[name] = delta
+            continue
         if isinstance(rule, Momentum):
             moved, remembered = _momentum(rule, name, delta.double(), memory)
         else:

@@ -21,6 +21,7 @@ from server.admission import (
     admit_update,
     check_reply,
     claimable,
+    reached_by_most,
     unlike,
 )
 
@@ -141,6 +142,23 @@ def test_updates_are_held_against_the_median_norm_of_their_round(
     norms: list[float], longest: float | None, shortest: float | None, left_out: dict[str, Code]
 ) -> None:
     assert unlike(dict(zip("abcde", norms, strict=False)), longest, shortest) == left_out
+
+
+@pytest.mark.parametrize(
+    ("norms", "hospitals", "reached"),
+    [
+        ([1.0, 30.0, 20.0], 3, 20.0),
+        ([1.0, 1.0, 30.0, 1e30], 4, 1.0),  # half of them move nothing
+        ([1.0, 20.0, 30.0, 1e30, 1e30], 5, 30.0),
+        ([20.0, 1e30, 1e30], 5, 20.0),  # two have not answered: one of three may be all that is honest
+        ([1e30, 1e30], 5, 0.0),
+        ([], 0, 0.0),
+    ],
+)
+def test_the_norm_that_most_hospitals_reach_is_beyond_the_choice_of_a_minority(
+    norms: list[float], hospitals: int, reached: float
+) -> None:
+    assert reached_by_most(norms, hospitals) == reached
 
 
 @pytest.mark.parametrize("packing", [EXACT, Packing("int8", "zstd"), Packing("topk", "zstd", 0.5)], ids=str)

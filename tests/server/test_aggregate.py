@@ -103,3 +103,10 @@ def test_whether_an_int8_update_fits_is_told_by_its_scales(tmp_path: Path, size:
     packing = Packing("int8", "zstd")
     with WeightedMean(update, tmp_path / "sums") as mean:
         assert mean.fits(opened(encode(update, packing), packing, 4), 10) == mean.fits(update, 10) == (size == 1.0)
+
+
+@pytest.mark.parametrize(("examples", "largest"), [(1, 1_073_000.0), (100_000, 10.7), (10_000_000, 0.107)])
+def test_a_number_times_its_weight_may_be_about_a_million(tmp_path: Path, examples: int, largest: float) -> None:
+    with WeightedMean({"w": torch.zeros(2)}, tmp_path / "sums") as mean:
+        assert mean.fits({"w": torch.tensor([largest, 0.0])}, examples)
+        assert not mean.fits({"w": torch.tensor([1.01 * largest, 0.0])}, examples)

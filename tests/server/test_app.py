@@ -66,7 +66,7 @@ def test_a_run_that_is_done_says_so(tmp_path: Path) -> None:
     rounds: list[int] = []
     serve(grid(), RunSettings(tmp_path, short_plan()), [lambda record: rounds.append(record["round"])])
     assert (ended(tmp_path), rounds) == (("done", ""), [0, 1, 2, 3])
-    assert list((tmp_path / "tensorboard" / "global").iterdir())
+    assert list((tmp_path / "tensorboard" / "_global").iterdir())
 
 
 def test_a_run_that_is_stopped_says_how_to_go_on_and_does(tmp_path: Path) -> None:

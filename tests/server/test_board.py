@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cxrbase_model.kit import check_name
+from cxrbase_model.settings import SettingsError
 from server.board import Board
 
 
@@ -42,7 +45,7 @@ def write(folder: Path, records: list[dict[str, Any]], after: int = -1) -> None:
 
 def test_each_round_is_there_for_the_federation_and_for_each_hospital(tmp_path: Path) -> None:
     write(tmp_path, [record(1), record(2)])
-    whole, own = read(tmp_path, "global"), read(tmp_path, "a")
+    whole, own = read(tmp_path, "_global"), read(tmp_path, "a")
     assert whole["pretrain/loss"] == [(1, 0.5), (2, 0.25)]
     assert whole["pretrain/validation_loss"] == [(1, 1.0), (2, 0.5)]
     assert whole["pretrain/bytes/sent"] == [(1, 100), (2, 100)]
@@ -66,7 +69,17 @@ def test_an_evaluation_shows_each_finding_that_could_be_measured(tmp_path: Path)
 def test_a_round_that_is_run_again_is_shown_once(tmp_path: Path) -> None:
     write(tmp_path, [record(1), record(2)])
     write(tmp_path, [record(2, loss=9.0)], after=1)
-    assert read(tmp_path, "global")["pretrain/loss"] == [(1, 0.5), (2, 9.0)]
+    assert read(tmp_path, "_global")["pretrain/loss"] == [(1, 0.5), (2, 9.0)]
+
+
+@pytest.mark.parametrize("name", ["global", "Global"])
+def test_a_hospital_of_any_name_has_curves_of_its_own(tmp_path: Path, name: str) -> None:
+    write(tmp_path, [record(1, loss=9.0, hospitals=[record(1)["hospitals"][0] | {"site": name}])])
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert read(tmp_path, name)["pretrain/loss"] == [(1, 0.5)]
+    (whole,) = (folder.name for folder in (tmp_path / "tensorboard").iterdir() if folder.name != name)
+    with pytest.raises(SettingsError):
+        check_name("hospitals", whole)
 
 
 def test_what_hospitals_tell_of_themselves_is_no_curve(tmp_path: Path) -> None:

@@ -196,8 +196,24 @@ def test_a_rule_that_judges_single_numbers_is_refused_where_most_are_not_sent(ru
         SettingsError, match=f"transport.update: expected all numbers for aggregation.rule {rule}, .* found topk"
     ):
         planned(plan(quorum=3), aggregation={"rule": {"kind": rule}}, transport={"update": "topk"})
-    for whole in ("geometric-median", "bounded-mean"):
-        planned(plan(quorum=3), aggregation={"rule": {"kind": whole}}, transport={"update": "topk"})
+    for linear in ("angle-mean", "bounded-mean"):
+        planned(plan(quorum=3), aggregation={"rule": {"kind": linear}}, transport={"update": "topk"})
+
+
+@pytest.mark.parametrize("rule", ["krum", "geometric-median"])
+def test_a_rule_that_compares_updates_is_refused_where_they_overlap_little(rule: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"transport.update: expected all numbers for aggregation.rule {rule}, .* found topk"
+    ):
+        planned(plan(quorum=5), aggregation={"rule": {"kind": rule}}, transport={"update": "topk"})
+
+
+def test_directions_are_not_compared_where_updates_overlap_little() -> None:
+    with pytest.raises(
+        SettingsError, match=r"transport.update: expected all numbers for federation.cosine, .* found topk"
+    ):
+        planned(plan(quorum=3, cosine=0.0), transport={"update": "topk"})
+    planned(plan(quorum=3, longest=3.0), transport={"update": "topk"})
 
 
 def test_the_plans_of_before_mean_the_exact_mean_and_travel_whole() -> None:
@@ -216,6 +232,31 @@ def test_rounds_in_which_nothing_moved_do_not_make_outliers_of_all_that_follow(t
     assert [record["rejected"] for record in store.records()] == [[]] * 4
 
 
+def grown(task: Task, reply: Reply) -> Reply:
+    if task.round == 1:
+        return reply
+    return replace(reply, update=pack({name: 1000 * each for name, each in unpack(reply.update).items()}))
+
+
+@pytest.mark.parametrize("still", [0, 1, 2])
+def test_a_limit_that_most_hospitals_have_outgrown_holds_nobody_up(tmp_path: Path, still: int) -> None:
+    nodes = [hospital(name, 0.1, 10, *[grown] * (index >= still)) for index, name in enumerate("abcde")]
+    store = run(tmp_path, nodes, short_plan(outlier=10.0, repeats=0, quorum=2))
+    assert [record["rejected"] for record in store.records()] == [[]] * 4
+
+
+def test_half_of_the_hospitals_move_no_limit(tmp_path: Path) -> None:
+    nodes = [*three()[:2], *(hospital(name, 0.1, 10, grown) for name in "de")]
+    records = run(tmp_path, nodes, short_plan(outlier=10.0)).records()
+    assert [{line["site"] for line in record["rejected"]} for record in records] == [
+        set(),
+        set(),
+        {"d", "e"},
+        {"d", "e"},
+    ]
+    assert records[2]["hospitals"][2]["update_norm"] > 100 * records[2]["hospitals"][1]["update_norm"]
+
+
 def test_who_changes_what_each_hospital_keeps_for_itself_is_left_out(tmp_path: Path) -> None:
     def keeps(task: Task, reply: Reply) -> Reply:
         update = unpack(reply.update) if reply.update else {}
@@ -224,3 +265,18 @@ def test_who_changes_what_each_hospital_keeps_for_itself_is_left_out(tmp_path: P
     own = planned(short_plan(), aggregation={"keep_local": ["*norm*"]})
     nodes = [hospital("a", 0.1, 10, keeps), hospital("b", 0.1, 10, keeps), hospital("c", 0.1, 10)]
     assert run(tmp_path, nodes, own).records()[1]["rejected"] == [{"site": "c", "code": "LOCAL"}]
+
+
+@pytest.mark.parametrize("step", ["add", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_the_teacher_is_the_mean_of_the_hospitals_whatever_the_servers_step(tmp_path: Path, step: str) -> None:
+    first = short_plan().stages[0]
+    assert isinstance(first, PretrainStage)
+    taught = replace(short_plan(), stages=(replace(first, rounds=2, objective="features"),))
+    store = run(tmp_path, three(), planned(taught, aggregation={"step": {"kind": step}}))
+    before, after = start_of(store), store.stage_state("mae")
+    changes = {name: float((after[name] - before[name]).double().mean()) for name in before}
+    mean = pytest.approx(2 * (0.3 - 0.1 + 0.01) / 3, rel=1e-3)
+    assert {name for name in changes if name.startswith("teacher.")}
+    assert all(change == mean for name, change in changes.items() if name.startswith("teacher."))
+    others = [change == mean for name, change in changes.items() if not name.startswith("teacher.")]
+    assert all(others) if step == "add" else not any(others)

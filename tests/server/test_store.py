@@ -83,6 +83,34 @@ def test_a_kill_between_the_rename_and_the_record_loses_nothing(tmp_path: Path) 
     assert torch.equal(again.stage_state("mae")["encoder.w"], state(1)["encoder.w"])
 
 
+def test_a_record_is_parsed_once_and_one_that_another_process_has_added_is_seen(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    reader = RunStore(tmp_path / "run", plan())
+    assert reader.records() == []
+    commit(store, 0)
+    first = reader.records()
+    commit(store, 1)
+    with (tmp_path / "run/rounds.jsonl").open("ab") as file:
+        file.write(b'{"round": 2')
+        file.flush()
+        assert [record["round"] for record in reader.records()] == [0, 1]
+        file.write(b', "stage": "mae"}\n')
+    again = reader.records()
+    assert [record["round"] for record in again] == [0, 1, 2]
+    assert again[0] is first[0]
+    assert len(first) == 1, "a list that was given out does not grow"
+
+
+def test_records_that_were_put_back_are_read_anew(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 0)
+    kept = (tmp_path / "run/rounds.jsonl").read_bytes()
+    commit(store, 1)
+    assert len(store.records()) == 2
+    (tmp_path / "run/rounds.jsonl").write_bytes(kept)
+    assert [record["round"] for record in store.records()] == [0]
+
+
 def test_a_torn_last_line_and_a_draft_are_cleared_away(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path / "run", plan())
     commit(store, 0)

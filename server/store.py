@@ -195,11 +195,16 @@ class RunStore:
         for draft in (self.folder / "checkpoints").glob(".*.draft"):
             shutil.rmtree(draft)
         for checkpoint in self._checkpoints():
-            self._publish(checkpoint)
+            if (checkpoint / "record.json").exists():
+                self._publish(checkpoint)
+            else:  # a release that removed old ones in place was killed at it
+                shutil.rmtree(checkpoint)
 
     def _prune(self) -> None:
         for checkpoint in self._checkpoints()[: -self.plan.federation.keep_checkpoints]:
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(
+                checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.draft"))
+            )  # a kill leaves no half of one
 
     def _write_run(self, content: Mapping[str, Any]) -> None:
         write_atomic(self.folder / "run.json", json.dumps(content, indent=2).encode() + b"\n")

@@ -83,6 +83,35 @@ def test_a_kill_between_the_rename_and_the_record_loses_nothing(tmp_path: Path) 
     assert torch.equal(again.stage_state("mae")["encoder.w"], state(1)["encoder.w"])
 
 
+@pytest.mark.parametrize("lost", ["record.json", "state.safetensors"])
+def test_a_kill_while_an_old_checkpoint_is_removed_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    def killed(folder: Path, **_: object) -> None:
+        (folder / lost).unlink()
+        raise KeyboardInterrupt
+
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 0, ends=True)
+    commit(store, 1)
+    with monkeypatch.context() as kill:
+        kill.setattr("server.store.shutil.rmtree", lambda folder, **how: killed(folder) if folder.exists() else None)
+        with pytest.raises(KeyboardInterrupt):
+            commit(store, 2)
+    resumed = RunStore.resume(tmp_path / "run", plan())
+    assert resumed.next_round == 3
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["round-00001", "round-00002"]
+
+
+def test_half_a_checkpoint_of_a_release_that_removed_them_in_place_is_cleared_away(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", plan())
+    commit(store, 0)
+    commit(store, 1)
+    (tmp_path / "run" / "checkpoints" / "round-00000" / "record.json").unlink()
+    assert RunStore.resume(tmp_path / "run", plan()).next_round == 2
+    assert not (tmp_path / "run" / "checkpoints" / "round-00000").exists()
+
+
 def test_a_record_is_parsed_once_and_one_that_another_process_has_added_is_seen(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path / "run", plan())
     reader = RunStore(tmp_path / "run", plan())

@@ -51,9 +51,8 @@ class Kept:
             if self._is_over(number):
                 self._file(number).unlink(missing_ok=True)
         others = [each for each in self._top.iterdir() if each.is_dir() and each != self._folder]
-        for stage in sorted(others, key=_age)[
-            self.stages_kept - 1 :
-        ]:  # not by age alone: the clock may have been ahead
+        others.sort(key=_age)
+        for stage in others[self.stages_kept - 1 :]:  # not by age alone: the clock may have been ahead
             shutil.rmtree(stage, ignore_errors=True)
 
     def _of(self, number: int) -> State | None:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_ABANDONED = (
-    3600.0  # seconds since the last byte of a temporary file; by time, for other containers' processes cannot be seen
-)
+# Seconds since the last byte of a temporary file; by time, for other containers' processes cannot be seen.
+_ABANDONED = 3600.0
 
 
 def private_folder(path: Path) -> Path:

@@ -52,9 +52,8 @@ class Spool:
     def add(self, site: str, update: Mapping[str, Tensor]) -> None:
         """Write one hospital's update; OSError on a full disk."""
         path = self._folder / f"{self._written:05d}.f32"
-        with path.open(
-            "wb"
-        ) as file:  # not by numpy's tofile, which does not notice that the last numbers found no room
+        with path.open("wb") as file:
+            # Not by numpy's tofile, which does not notice that the last numbers found no room.
             for name in self._shapes:
                 file.write(update[name].contiguous().numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
         self._files[site] = path
